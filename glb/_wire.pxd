@@ -1,0 +1,80 @@
+"""Bytes on the wire: the one bounds-checked cursor, byte order, and the Internet checksum. Inline leaves, nogil."""
+
+from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
+from libc.string cimport memcpy
+
+
+cdef extern from "glb_protocol.h" nogil:
+    enum:
+        GLB_GUE_PORT
+        GLB_GUE_BASE_BYTES
+        GLB_GUE_PRIVATE_BYTES
+        GLB_SOURCE_PORT_BASE
+        GLB_OUTER_TTL
+        GLB_MAX_HOPS
+        GLB_MAX_GUE_HOPS
+        GLB_PROTO_ICMP
+        GLB_PROTO_IPIP
+        GLB_PROTO_TCP
+        GLB_PROTO_UDP
+        GLB_PROTO_IPV6
+        GLB_PROTO_ICMPV6
+        GLB_ETH_P_IP
+        GLB_ETH_P_IPV6
+
+
+cdef struct Cursor:
+    const uint8_t* at   # next byte to read
+    const uint8_t* end  # one past the last byte of the packet
+
+
+cdef inline size_t left(const Cursor* cursor) noexcept nogil:
+    """Bytes between the cursor and the end of the packet."""
+    return cursor.end - cursor.at
+
+
+cdef inline const uint8_t* take(Cursor* cursor, size_t length) noexcept nogil:
+    """The next `length` bytes, and the cursor moves past them; NULL, and it stays, if they are not all there."""
+    cdef const uint8_t* start = cursor.at
+    if <size_t>(cursor.end - start) < length:
+        return NULL
+    cursor.at = start + length
+    return start
+
+
+cdef inline uint16_t load_be16(const uint8_t* at) noexcept nogil:
+    return <uint16_t>((<uint16_t>at[0] << 8) | at[1])
+
+
+cdef inline uint32_t load_be32(const uint8_t* at) noexcept nogil:
+    return (<uint32_t>at[0] << 24) | (<uint32_t>at[1] << 16) | (<uint32_t>at[2] << 8) | at[3]
+
+
+cdef inline void store_be16(uint8_t* at, uint16_t value) noexcept nogil:
+    at[0] = <uint8_t>(value >> 8)
+    at[1] = <uint8_t>value
+
+
+cdef inline void store_be32(uint8_t* at, uint32_t value) noexcept nogil:
+    at[0] = <uint8_t>(value >> 24)
+    at[1] = <uint8_t>(value >> 16)
+    at[2] = <uint8_t>(value >> 8)
+    at[3] = <uint8_t>value
+
+
+cdef inline uint32_t sum_be16(const uint8_t* at, size_t length, uint32_t total) noexcept nogil:
+    """Add `length` bytes as big-endian 16-bit words (an odd last byte is the high half). No overflow below 128 KiB."""
+    cdef size_t i = 0
+    while i + 2 <= length:
+        total += load_be16(at + i)
+        i += 2
+    if i < length:
+        total += <uint32_t>at[i] << 8
+    return total
+
+
+cdef inline uint16_t fold_checksum(uint32_t total) noexcept nogil:
+    """One's complement of the folded sum (RFC 1071), host order. Folds until no carry is left."""
+    while total >> 16:
+        total = (total & 0xffff) + (total >> 16)
+    return <uint16_t>(~total & 0xffff)
