@@ -1,0 +1,138 @@
+"""The packet path's data: what it forwards by (Plan), what it counts (Counters), and one packet on its way (Packet)."""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from glb._siphash cimport SipKey
+
+
+cdef extern from "glb_layout.h" nogil:
+    enum:
+        GLB_PREFIX_SLOTS
+        GLB_MAX_PREFIXES
+        GLB_MAX_PROBES
+        GLB_MAX_SEGMENTS
+        GLB_MAX_LENGTHS
+        GLB_NO_TABLE
+        GLB_MAX_EXTENSION_HEADERS
+
+    enum:  # enum glb_verdict
+        GLB_FORWARD
+        GLB_HOST
+        GLB_DROP_MALFORMED
+        GLB_DROP_TRUNCATED
+        GLB_DROP_FRAGMENT
+        GLB_DROP_TOO_BIG
+        GLB_DROP_NO_NEXT_HOP
+        GLB_DROP_NO_BACKEND
+        GLB_DROP_STALE_BIND
+        GLB_N_VERDICTS
+
+    struct glb_prefix:
+        uint64_t high
+        uint64_t low
+        uint8_t length
+        uint8_t used
+        uint16_t echo_table
+        uint16_t fragment_tables[2]
+        uint32_t first_segment
+        uint32_t n_segments
+
+    struct glb_segment:
+        uint32_t first
+        uint32_t last
+        uint32_t table
+
+    struct glb_binds:
+        uint64_t seed
+        uint32_t forward_echo
+        uint32_t n_prefixes
+        uint8_t lengths[2][GLB_MAX_LENGTHS]
+        glb_prefix slots[GLB_PREFIX_SLOTS]
+        glb_segment segments[GLB_MAX_SEGMENTS]
+
+    uint32_t glb_prefix_slot(uint64_t high, uint64_t low, uint32_t length, uint64_t seed)
+
+
+cdef enum:
+    HEADROOM = 128        # free bytes wanted before each frame; the longest front is 74 bytes, 14 of them replace the frame's
+    BATCH = 64            # packets that go through the stages together
+    NO_HOP = 0xffff       # unused entry of a row
+    MAX_LIST = 8          # hops of a row and of its alternative row
+    MESSAGE_BYTES = 40    # longest hash message is 36
+
+
+cdef enum HashField:
+    HASH_SRC_ADDR = 1
+    HASH_DST_ADDR = 2
+    HASH_SRC_PORT = 4
+    HASH_DST_PORT = 8
+
+
+cdef struct Backend:
+    uint64_t next_hop      # MAC address in memory order in the low 48 bits, bit 48 set when known; one aligned store changes it
+    uint32_t mtu_bytes     # of the path to it, for the tunnel packet's IP length
+    uint32_t address_sum   # the address as two 16-bit words, added: its share of the header checksum
+    uint8_t address[4]     # wire order
+    uint32_t counter       # index into Counters.backends
+
+
+cdef struct Table:
+    SipKey hash_key
+    uint16_t* rows         # n_rows x stride backend indexes, NO_HOP where unused; owned
+    Backend* backends      # owned
+    uint32_t n_backends
+    uint32_t row_mask      # n_rows - 1
+    uint32_t stride        # entries a row takes: 2 or 4
+    bint keep_duplicates   # row rule glb2: an alternative row's hops are appended even if already listed
+
+
+cdef struct Counters:
+    uint64_t verdicts[GLB_N_VERDICTS]  # frames; written by one worker, read by anyone
+    uint64_t* tables       # frames and bytes received that were forwarded, two per table; owned
+    uint64_t* backends     # frames forwarded with the backend as outer destination, per backend of all tables; owned
+
+
+cdef struct Plan:
+    Table* tables          # owned
+    glb_binds* binds       # owned
+    uint32_t n_tables
+    uint32_t n_backends    # of all tables together
+    uint32_t hash_fields   # HashField bits
+    uint32_t alt_hash_fields  # 0: none
+    bint source_from_frame  # the frame sent takes the received frame's destination as its source MAC
+    uint8_t source_mac[6]
+    uint8_t source_ip[4]   # wire order
+    uint32_t fixed_sum     # checksum words that every outer header shares
+
+
+cdef struct Packet:
+    uint8_t* frame         # first byte of the Ethernet header; HEADROOM bytes before it may be overwritten
+    uint32_t length        # bytes of the frame, without FCS
+    uint32_t ip_length     # bytes of the IP packet as its header says, checked against the frame
+    uint8_t verdict        # glb_verdict
+    uint8_t inner_protocol  # 4 or 41
+    uint16_t table         # index
+    uint16_t hint          # mixed into the outer UDP source port, host order
+    uint8_t address_bytes  # 4 or 16
+    uint8_t ports[4]       # source and destination port of the flow, wire order
+    const uint8_t* source  # address of the flow (ICMP errors: of the quoted packet, reversed), inside the frame
+    const uint8_t* destination
+    uint64_t hash
+
+
+cdef void run_batch(const Plan* plan, Counters* counters, Packet* packets, int n) noexcept nogil
+
+
+cdef class Forwarding:
+    cdef Plan* plan
+    cdef list _names       # per table: (name, (backend address, ...))
+    cdef list _counters    # CounterBlock of every worker that used this plan
+    cpdef CounterBlock new_counters(self)
+    cdef _fill_tables(self, tables)
+    cdef _fill_binds(self, prefixes, bint forward_echo)
+    cdef bint _place(self, list placed, uint64_t seed)
+
+
+cdef class CounterBlock:
+    cdef Counters counters
+    cdef Forwarding owner
