@@ -5,6 +5,7 @@ KIND_USABLE: int
 KIND_LIVE: int
 KIND_GLB_BAD: int
 KIND_GLB_PROMOTED: int
+KIND_NEW: int
 NO_BACKEND: int
 
 def siphash24(key: bytes, message: bytes) -> int: ...
@@ -19,4 +20,13 @@ def derive(
     hops: int,
     stride: int,
     glb2: bool,
+) -> array[int]: ...
+def owners(
+    seed: bytes,
+    addresses: list[bytes],
+    order: array[int],
+    keep: int,
+    kinds: bytes,
+    indexes: array[int],
+    stride: int,
 ) -> array[int]: ...

@@ -20,12 +20,14 @@ cdef enum:
     LIVE = 0x04            # healthy though not usable (draining): its flows surely live
     GLB_BAD = 0x08         # a primary that GLB would exchange: draining, or not healthy
     GLB_PROMOTED = 0x10    # a secondary that GLB would exchange for it: state active
+    NEW = 0x20             # filling: those after it may hold flows of its rows
 
 KIND_SKIPPED = SKIPPED
 KIND_USABLE = USABLE
 KIND_LIVE = LIVE
 KIND_GLB_BAD = GLB_BAD
 KIND_GLB_PROMOTED = GLB_PROMOTED
+KIND_NEW = NEW
 
 cdef enum:
     MAX_HOPS = 4
@@ -178,6 +180,38 @@ cdef bint glb2_row(const uint16_t* order, Py_ssize_t known, const uint8_t* kinds
     return True
 
 
+cdef bint owners_row(const uint16_t* order, Py_ssize_t known, const uint8_t* kinds, const uint16_t* row, Py_ssize_t stride, uint16_t* owners) noexcept nogil:
+    """Those hops of a row that may hold its flows, as far as states tell; False: more of the order is needed.
+
+    The primary does; so do draining backends before it in the order, which it displaced, and those that a filling
+    primary displaced: the usable ones after it, up to the first that is not filling itself.
+    """
+    cdef Py_ssize_t i, at
+    cdef bint displaced
+    for i in range(stride):
+        owners[i] = NONE
+    owners[0] = row[0]
+    if row[0] == NONE:
+        return True
+    displaced = kinds[row[0]] & NEW != 0
+    for i in range(1, stride):
+        if row[i] == NONE:
+            break
+        if kinds[row[i]] & USABLE:
+            if displaced:
+                owners[i] = row[i]
+                displaced = kinds[row[i]] & NEW != 0
+        elif kinds[row[i]] & LIVE:
+            at = 0
+            while at < known and order[at] != row[i] and order[at] != row[0]:
+                at += 1
+            if at == known:
+                return False
+            if order[at] == row[i]:
+                owners[i] = row[i]
+    return True
+
+
 # ---- entry points
 
 cdef class _Backends:
@@ -327,5 +361,40 @@ def derive(bytes seed, list addresses, array.array order, Py_ssize_t keep, bytes
                 else:
                     first_usable_row(backends.best, count, kind, any_usable, hops, at)
             known += keep
+            at += stride
+    return result
+
+
+def owners(bytes seed, list addresses, array.array order, Py_ssize_t keep, bytes kinds, array.array indexes, Py_ssize_t stride):
+    """Derived rows, reduced to the hops that may hold flows of their row -> array('H') of rows * stride, else NO_BACKEND.
+
+    The first five as `derive` takes them; indexes: what it gave.
+    """
+    cdef SipKey key = _key(seed)
+    cdef _Backends backends = _Backends(addresses)
+    cdef Py_ssize_t count = backends.addresses.count, n_rows, row
+    cdef const uint8_t* kind = <const uint8_t*>kinds
+    cdef const uint16_t* known = order.data.as_ushorts
+    cdef const uint16_t* hops = indexes.data.as_ushorts
+    cdef uint16_t* at
+    cdef array.array result
+    if len(kinds) != count:
+        raise ValueError(f"{len(kinds)} kinds for {count} backends")
+    if order.itemsize != 2 or not 0 < keep <= count or len(order) % keep:
+        raise ValueError("the order does not fit the backends")
+    n_rows = len(order) // keep
+    if indexes.itemsize != 2 or stride < 1 or len(indexes) != n_rows * stride:
+        raise ValueError("the rows do not fit the order")
+    if any(index != NONE and index >= count for index in set(indexes)):
+        raise ValueError("the rows do not fit the backends")
+    result = array.clone(array.array("H"), n_rows * stride, False)
+    at = result.data.as_ushorts
+    with nogil:
+        for row in range(n_rows):
+            if not owners_row(known, keep, kind, hops, stride, at):
+                backends.order_row(key, <uint32_t>row, count)
+                owners_row(backends.best, count, kind, hops, stride, at)
+            known += keep
+            hops += stride
             at += stride
     return result

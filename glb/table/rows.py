@@ -44,6 +44,8 @@ def kind_of(backend: Backend) -> int:
         kind |= _rendezvous.KIND_GLB_BAD
     if backend.state is State.active:
         kind |= _rendezvous.KIND_GLB_PROMOTED
+    if backend.state is State.filling:
+        kind |= _rendezvous.KIND_NEW
     return int(kind)
 
 
@@ -71,18 +73,31 @@ class RowBuilder:
 
     def build(self, table: Table) -> Rows:
         """The rows of one table. The same table gives the same rows on every machine."""
+        addresses, keep, order = self._order(table)
+        hops = min(table.hops, n_present(table.backends))
+        stride = 2 if hops <= 2 else 4
+        indexes = _rendezvous.derive(
+            table.seed, addresses, order, keep, _kinds(table), hops, stride, table.row_rule == "glb2"
+        )
+        return Rows(N_ROWS, hops, stride, indexes)
+
+    def owners(self, table: Table, rows: Rows) -> array[int]:
+        """`rows.indexes`, with NO_BACKEND for every hop that, by the table's states, holds no flows of its row.
+
+        What is left: the primary, draining backends that it displaced, and backends that a filling primary displaced.
+        """
+        addresses, keep, order = self._order(table)
+        return _rendezvous.owners(table.seed, addresses, order, keep, _kinds(table), rows.indexes, rows.stride)
+
+    def _order(self, table: Table) -> tuple[list[bytes], int, array[int]]:
+        """(addresses, candidates kept per row, the candidates), computed once per seed and addresses."""
         key = _order_key(table)
-        seed, addresses = table.seed, list(key[1])
+        addresses = list(key[1])
         keep = min(len(addresses), _KEPT_CANDIDATES)
         order = self._orders.get(key)
         if order is None:
-            order = _rendezvous.candidates(seed, addresses, N_ROWS, keep)
-            self._orders[key] = order
-        hops = min(table.hops, n_present(table.backends))
-        stride = 2 if hops <= 2 else 4
-        kinds = bytes(kind_of(backend) for backend in table.backends)
-        indexes = _rendezvous.derive(seed, addresses, order, keep, kinds, hops, stride, table.row_rule == "glb2")
-        return Rows(N_ROWS, hops, stride, indexes)
+            order = self._orders[key] = _rendezvous.candidates(table.seed, addresses, N_ROWS, keep)
+        return addresses, keep, order
 
     def build_all(self, tables: TableSet) -> tuple[Rows, ...]:
         """The rows of every table of a set, in its order."""
@@ -93,6 +108,10 @@ class RowBuilder:
 
 def _order_key(table: Table) -> _OrderKey:
     return table.seed, tuple(backend.address.packed for backend in table.backends)
+
+
+def _kinds(table: Table) -> bytes:
+    return bytes(kind_of(backend) for backend in table.backends)
 
 
 def build_rows(table: Table) -> Rows:
