@@ -1,0 +1,180 @@
+"""``glbctl flow``: one flow's way through the tables."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING
+
+import click
+
+from glb.ctl.output import Cell, lenient_option, output_option, print_columns, print_json, print_line
+
+if TYPE_CHECKING:
+    from glb.table.explain import Choice, Explanation
+    from glb.table.fields import Address
+
+_HASH_FIELDS = ("src_addr", "dst_addr", "src_port", "dst_port")
+_PROTOCOLS = {"tcp": (6, 6), "udp": (17, 17), "icmp": (1, 58)}  # by IP version 4, 6
+_MAX_CANDIDATES_PRINTED = 16
+
+
+class _AddressParam(click.ParamType["Address"]):
+    name = "address"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Address:
+        try:
+            return ipaddress.ip_address(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is no IPv4 or IPv6 address", param, ctx)
+
+
+class _FieldsParam(click.ParamType[tuple[str, ...]]):
+    """``src_addr,src_port``"""
+
+    name = "fields"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        names = tuple(part.strip() for part in str(value).split(",") if part.strip())
+        for name in names:
+            if name not in _HASH_FIELDS:
+                self.fail(f"{name!r} is no hash field; they are {', '.join(_HASH_FIELDS)}", param, ctx)
+        if not names:
+            self.fail("at least one field must be hashed", param, ctx)
+        return names
+
+
+@click.group()
+def flow() -> None:
+    """Follow one flow through the tables.
+
+    \b
+    Example:
+      glbctl flow explain tables.json --src 198.51.100.7 --dst 203.0.113.10 --sport 40000 --dport 80
+    """
+
+
+_PORT = click.IntRange(0, 65535)
+
+
+@flow.command()
+@click.argument("src_file", metavar="SRC")
+@click.option("--src", "source", type=_AddressParam(), required=True, help="The client's address.")
+@click.option("--dst", "destination", type=_AddressParam(), required=True, help="The virtual IP.")
+@click.option(
+    "--proto", type=click.Choice(list(_PROTOCOLS)), default="tcp", show_default=True, help="icmp: an echo request."
+)
+@click.option("--sport", type=_PORT, default=0, help="The client's port.")
+@click.option("--dport", type=_PORT, default=0, help="The destination port.")
+@click.option(
+    "--hash-fields", type=_FieldsParam(), default=("src_addr",), help="As in director.toml.  [default: src_addr]"
+)
+@click.option("--alt-hash-fields", type=_FieldsParam(), default=(), help="As in director.toml.  [default: none]")
+@lenient_option
+@output_option
+def explain(
+    src_file: str,
+    source: Address,
+    destination: Address,
+    proto: str,
+    sport: int,
+    dport: int,
+    hash_fields: tuple[str, ...],
+    alt_hash_fields: tuple[str, ...],
+    lenient: bool,
+    output: str,
+) -> None:
+    """Say what is hashed of a packet, its row, its hops, and why they are.
+
+    \b
+    Example:
+      glbctl flow explain tables.json --src 198.51.100.7 --dst 203.0.113.10 --proto tcp --sport 40000 --dport 80 -o json
+    """
+    from glb.ctl.source import load_source
+    from glb.table.explain import Flow, explain_flow
+
+    if source.version != destination.version:
+        raise click.UsageError(f"--src {source} and --dst {destination} are of different IP versions")
+    if proto == "icmp" and (sport or dport):
+        raise click.UsageError("an ICMP echo request has no ports")
+    tables = load_source(src_file, lenient=lenient)
+    packet = Flow(source, destination, _PROTOCOLS[proto][source.version == 6], sport, dport)
+    found = explain_flow(tables, packet, hash_fields=hash_fields, alt_hash_fields=alt_hash_fields)
+    if found is None:
+        if output == "json":
+            print_json({"verdict": "host", "reason": "no bind is for it"})
+        else:
+            print_line("no bind is for it: the packet goes to the director's own stack, untouched")
+        return
+    if output == "json":
+        print_json(_explanation_json(found))
+    else:
+        _print_explanation(found)
+
+
+def _choice_json(choice: Choice) -> dict[str, object]:
+    return {
+        "hash_fields": list(choice.fields),
+        "hash_input": choice.hash_input.hex(),
+        "hash": f"{choice.hash:016x}",
+        "row": choice.row,
+        "candidates": [
+            {
+                "address": str(candidate.address),
+                "state": candidate.state.value,
+                "healthy": candidate.healthy,
+                "hash": f"{candidate.rank:016x}",
+            }
+            for candidate in choice.candidates
+        ],
+    }
+
+
+def _explanation_json(found: Explanation) -> dict[str, object]:
+    from glb.ctl.table import bind_text
+
+    return {
+        "verdict": "forward",
+        "table": found.table.name,
+        "row_rule": found.table.row_rule,
+        "bind": bind_text(found.bind),
+        **_choice_json(found.choice),
+        "alternative": _choice_json(found.alternative) if found.alternative else None,
+        "hops": [str(hop.address) for hop in found.hops],
+        "why": [hop.reason for hop in found.hops],
+        "udp_source_port": found.source_port,
+        "gue_header": found.gue_header.hex(),
+    }
+
+
+def _print_explanation(found: Explanation) -> None:
+    from glb.ctl.table import bind_text
+
+    print_line(f"table      {found.table.name} (rule {found.table.row_rule})")
+    print_line(f"bind       {bind_text(found.bind)}")
+    _print_choice(found.choice)
+    if found.alternative is not None:
+        print_line("")
+        print_line("alternative (alt_hash_fields)")
+        _print_choice(found.alternative)
+    print_columns(
+        "hops", ["hop", "address", "why"], [[at, str(hop.address), hop.reason] for at, hop in enumerate(found.hops)]
+    )
+    port = "depends on each packet" if found.source_port is None else str(found.source_port)
+    print_line(f"tunnel     to {found.hops[0].address}, UDP source port {port}, GUE header {found.gue_header.hex()}")
+
+
+def _print_choice(choice: Choice) -> None:
+    from glb.ctl.table import health_word
+
+    print_line(f"hashed     {choice.hash_input.hex()} ({', '.join(choice.fields)})")
+    print_line(f"hash       {choice.hash:016x}")
+    print_line(f"row        {choice.row}")
+    rows: list[list[Cell]] = [
+        [place, str(candidate.address), candidate.state.value, health_word(candidate.healthy), f"{candidate.rank:016x}"]
+        for place, candidate in enumerate(choice.candidates[:_MAX_CANDIDATES_PRINTED], 1)
+    ]
+    print_columns("rendezvous order", ["place", "address", "state", "health", "hash"], rows)
+    if len(choice.candidates) > _MAX_CANDIDATES_PRINTED:
+        print_line(f"... and {len(choice.candidates) - _MAX_CANDIDATES_PRINTED} more (-o json shows all)")

@@ -1,0 +1,390 @@
+"""``glbctl table``: questions about forwarding tables, and GLB's binary file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from glb.ctl.output import Cell, Share, lenient_option, output_option, print_columns, print_json, print_line, say
+from glb.errors import ConfigError
+
+if TYPE_CHECKING:  # building rows is for the commands that need them
+    from glb.table.config import Bind, TableSet
+    from glb.table.diff import TableDiff, TableSetDiff
+    from glb.table.fields import Address
+    from glb.table.rows import Rows
+
+_MAX_DIFF_PRINTED = 64
+
+
+@click.group()
+def table() -> None:
+    """Check, show, compare and build forwarding tables.
+
+    SRC is a JSON, TOML or YAML file, told apart by suffix, or - for JSON on standard input.
+
+    \b
+    Example:
+      glbctl table show tables.json
+    """
+
+
+# ---- check
+
+
+@table.command()
+@click.argument("src")
+@lenient_option
+@output_option
+def check(src: str, lenient: bool, output: str) -> None:
+    """Name every problem of SRC by its JSON path.
+
+    Exit code 0, or 3 if there is a problem.
+
+    \b
+    Example:
+      glbctl table check tables.json
+    """
+    from glb.ctl.source import read_source
+    from glb.table.config import parse_tables
+    from glb.table.document import format_of
+
+    content = read_source(src)
+    try:
+        tables = parse_tables(content, source=src, format=format_of(src), lenient=lenient)
+    except ConfigError as error:
+        if output == "json":
+            problems = [{"path": problem.path, "message": problem.message} for problem in error.problems]
+            print_json({"source": src, "ok": False, "problems": problems, "warnings": []})
+        else:
+            print_line(str(error))
+        raise SystemExit(error.exit_code) from None
+    if output == "json":
+        warnings = [{"path": warning.path, "message": warning.message} for warning in tables.warnings]
+        print_json({"source": src, "ok": True, "problems": [], "warnings": warnings})
+        return
+    for warning in tables.warnings:
+        say(f"{src}: warning: {warning}")
+    n_backends = sum(len(entry.backends) for entry in tables.tables)
+    n_binds = sum(len(entry.binds) for entry in tables.tables)
+    counted = [_count(len(tables.tables), "table"), _count(n_backends, "backend"), _count(n_binds, "bind")]
+    print_line(f"{src}: ok: {', '.join(counted)}")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+# ---- build
+
+
+@table.command()
+@click.argument("src")
+@click.argument("out", type=click.Path(dir_okay=False))
+@click.option("--format", "format_", type=click.Choice(["glbd2"]), default="glbd2", show_default=True)
+@lenient_option
+def build(src: str, out: str, format_: str, lenient: bool) -> None:
+    """Build GitHub GLB's binary table OUT from SRC, byte for byte.
+
+    Rows are by the rule glb2, whatever SRC says: the file is for GLB's own director. OUT is replaced atomically; if
+    SRC is refused, an old OUT stays.
+
+    \b
+    Example:
+      glbctl table build tables.json tables.bin --format glbd2
+    """
+    import hashlib
+
+    from glb.ctl.source import load_source
+    from glb.store.file import replace_file
+    from glb.table.glbd2 import write_glbd2
+
+    tables = load_source(src, lenient=lenient)
+    content = write_glbd2(tables, source=src)
+    replace_file(out, content)
+    digest = hashlib.sha256(content).hexdigest()
+    print_line(f"{out}: {_count(len(tables.tables), 'table')}, {len(content)} bytes, sha256 {digest}")
+
+
+# ---- show
+
+
+class _RowRange(click.ParamType[range]):
+    """``0-15`` or ``7``."""
+
+    name = "rows"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> range:
+        if isinstance(value, range):
+            return value
+        first, dash, last = str(value).partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            self.fail(f"{value!r} is no range of rows such as 0-15 or 7", param, ctx)
+        result = range(int(first), int(last or first) + 1)
+        if not result:
+            self.fail(f"{value!r} is empty: its first row is above its last", param, ctx)
+        return result
+
+
+class _Shown:
+    """A table with its rows, wherever they come from."""
+
+    def __init__(
+        self,
+        name: str,
+        hash_key: bytes,
+        binds: Sequence[Bind],
+        backends: Sequence[tuple[Address, str, bool | None]],
+        rows: Rows,
+    ) -> None:
+        from glb.table.digest import forwarded_digest
+
+        self.name = name
+        self.backends = backends
+        self.rows = rows
+        addresses = [address for address, _, _ in backends]
+        self.digest = forwarded_digest(hash_key, binds, rows.indexes, rows.stride, addresses)
+
+    def hops(self, row: int) -> list[str]:
+        return [str(self.backends[index][0]) for index in self.rows.row(row)]
+
+    def shares(self) -> list[list[float]]:
+        """Per backend, its part of the rows as each hop."""
+        from glb.table.diff import column_counts
+
+        columns = [column_counts(self.rows, column) for column in range(self.rows.hops)]
+        return [[column[index] / self.rows.n_rows for column in columns] for index in range(len(self.backends))]
+
+
+@table.command()
+@click.argument("src")
+@click.option("--rows", "wanted", type=_RowRange(), help="Show these rows, such as 0-15 or 7.")
+@lenient_option
+@output_option
+def show(src: str, wanted: range | None, lenient: bool, output: str) -> None:
+    """Show each backend's share of the rows per hop, or some rows.
+
+    SRC may be GLB's binary file, too. With -o json and without --rows: all rows.
+
+    \b
+    Example:
+      glbctl table show tables.json --rows 0-15 -o json
+    """
+    tables = _load_shown(src, lenient)
+    for entry in tables:
+        if wanted is not None and wanted[-1] >= entry.rows.n_rows:
+            message = f"row {wanted[-1]} is none of {entry.name}'s; its rows are 0-{entry.rows.n_rows - 1}"
+            raise click.BadParameter(message, param_hint="--rows")
+    if output == "json":
+        print_line(json.dumps({"tables": [_shown_json(entry, wanted) for entry in tables]}))
+        return
+    for entry in tables:
+        if wanted is None:
+            _print_shares(entry)
+        else:
+            headers = ["row", "primary", *(f"hop {hop}" for hop in range(2, entry.rows.hops + 1))]
+            rows: list[list[Cell]] = [[row, *entry.hops(row)] for row in wanted]
+            print_columns(entry.name, headers, rows)
+
+
+def _load_shown(src: str, lenient: bool) -> list[_Shown]:
+    from glb.ctl.source import read_source, tables_of
+    from glb.table.glbd2 import is_glbd2, read_glbd2
+    from glb.table.rows import RowBuilder
+
+    content = read_source(src)
+    if is_glbd2(content):
+        return [
+            _Shown(
+                f"table-{index}",
+                entry.hash_key,
+                entry.binds,
+                [(backend.address, backend.state, backend.healthy) for backend in entry.backends],
+                entry.rows,
+            )
+            for index, entry in enumerate(read_glbd2(content, source=src))
+        ]
+    tables = tables_of(src, content, lenient=lenient)
+    return [
+        _Shown(
+            entry.name,
+            entry.hash_key,
+            entry.binds,
+            [(backend.address, backend.state.value, backend.healthy) for backend in entry.backends],
+            rows,
+        )
+        for entry, rows in zip(tables.tables, RowBuilder().build_all(tables), strict=True)
+    ]
+
+
+def _shown_json(entry: _Shown, wanted: range | None) -> dict[str, object]:
+    return {
+        "name": entry.name,
+        "digest": entry.digest,
+        "n_rows": entry.rows.n_rows,
+        "backends": [
+            {"address": str(address), "state": state, "healthy": healthy, "shares": shares}
+            for (address, state, healthy), shares in zip(entry.backends, entry.shares(), strict=True)
+        ],
+        "rows": [{"row": row, "hops": entry.hops(row)} for row in wanted or range(entry.rows.n_rows)],
+    }
+
+
+def _print_shares(entry: _Shown) -> None:
+    headers = ["backend", "state", "health", "primary", *(f"hop {hop}" for hop in range(2, entry.rows.hops + 1))]
+    shares = entry.shares()
+    rows: list[list[Cell]] = [
+        [str(address), state, health_word(healthy), *map(Share, backend_shares)]
+        for (address, state, healthy), backend_shares in zip(entry.backends, shares, strict=True)
+    ]
+    print_columns(f"{entry.name}  {entry.digest}", headers, rows)
+    primaries = [backend_shares[0] for backend_shares in shares if backend_shares[0] > 0]
+    mean = sum(primaries) / len(primaries)
+    say(f"{entry.name}: the largest share is {max(primaries) / mean - 1:.1%} above the mean of {mean:.2%}")
+
+
+def health_word(healthy: bool | None) -> str:
+    """Health for people."""
+    return {True: "healthy", False: "unhealthy", None: "unchecked"}[healthy]
+
+
+# ---- digest
+
+
+@table.command()
+@click.argument("src")
+@lenient_option
+@output_option
+def digest(src: str, lenient: bool, output: str) -> None:
+    """Print one digest per table of what is forwarded by.
+
+    Equal on every machine, and for every order of keys and backends in the file.
+
+    \b
+    Example:
+      glbctl table digest tables.json
+    """
+    from glb.ctl.source import load_source
+    from glb.table.digest import table_digest
+    from glb.table.rows import RowBuilder
+
+    tables = load_source(src, lenient=lenient)
+    digests = [
+        (entry.name, table_digest(entry, rows))
+        for entry, rows in zip(tables.tables, RowBuilder().build_all(tables), strict=True)
+    ]
+    if output == "json":
+        print_json({"tables": [{"name": name, "digest": value} for name, value in digests]})
+        return
+    for _, value in digests:
+        print_line(value)
+
+
+# ---- diff
+
+
+@table.command()
+@click.argument("old")
+@click.argument("new")
+@lenient_option
+@output_option
+def diff(old: str, new: str, lenient: bool, output: str) -> None:
+    """Say what going from OLD to NEW would do: rows moved, rows at risk, shares before and after.
+
+    A row moves if it gets another primary. It is at risk if its old primary is no hop of it any more, so that the flows
+    which that holds would be lost. Tables are the same if their names are.
+
+    \b
+    Example:
+      glbctl table diff tables.json proposed.json
+    """
+    from glb.ctl.source import load_source
+    from glb.table.diff import diff_sets
+
+    if old == new == "-":
+        raise click.UsageError("only one of OLD and NEW can be standard input")
+    before: TableSet = load_source(old, lenient=lenient)
+    result = diff_sets(before, load_source(new, lenient=lenient))
+    if output == "json":
+        print_json(_diff_json(result))
+    else:
+        _print_diff(result)
+
+
+def diff_json(entry: TableDiff) -> dict[str, object]:
+    """One table's diff as it is printed by -o json."""
+    return {
+        "name": entry.name,
+        "n_rows": entry.n_rows,
+        "rows_moved": entry.rows_moved,
+        "rows_changed": entry.rows_changed,
+        "rows_at_risk": entry.rows_at_risk,
+        "rows_at_risk_unsettled": entry.rows_at_risk_unsettled,
+        "hash_key_changed": entry.hash_key_changed,
+        "binds_added": [bind_text(bind) for bind in entry.binds_added],
+        "binds_removed": [bind_text(bind) for bind in entry.binds_removed],
+        "backends": [
+            {
+                "address": str(backend.address),
+                "state_before": backend.state_before.value if backend.state_before else None,
+                "state_after": backend.state_after.value if backend.state_after else None,
+                "share_before": backend.share_before,
+                "share_after": backend.share_after,
+            }
+            for backend in entry.backends
+        ],
+    }
+
+
+def _diff_json(result: TableSetDiff) -> dict[str, object]:
+    return {
+        "rows_moved": sum(entry.rows_moved for entry in result.tables),
+        "rows_at_risk": sum(entry.rows_at_risk for entry in result.tables),
+        "tables": [diff_json(entry) for entry in result.tables],
+        "added": list(result.added),
+        "removed": list(result.removed),
+    }
+
+
+def _print_diff(result: TableSetDiff) -> None:
+    for name in result.added:
+        print_line(f"{name}: added")
+    for name in result.removed:
+        print_line(f"{name}: removed; flows to its binds are lost")
+    for entry in result.tables:
+        print_diff(entry)
+
+
+def print_diff(entry: TableDiff) -> None:
+    """One table's diff for people: a line, and the backends whose share or state changes."""
+    if entry.hash_key_changed:
+        say(f"{entry.name}: the hash key changes, so every flow may go to another row")
+    for verb, binds in (("added", entry.binds_added), ("removed", entry.binds_removed)):
+        for bind in binds[:_MAX_DIFF_PRINTED]:
+            print_line(f"{entry.name}: bind {verb}: {bind_text(bind)}")
+    rows: list[list[Cell]] = [
+        [
+            str(backend.address),
+            backend.state_before.value if backend.state_before else "-",
+            backend.state_after.value if backend.state_after else "-",
+            Share(backend.share_before),
+            Share(backend.share_after),
+            f"{backend.share_after - backend.share_before:+.2%}",
+        ]
+        for backend in entry.backends
+    ]
+    if entry.rows_changed or entry.rows_moved or any(row[1] != row[2] for row in rows):
+        print_columns(entry.name, ["backend", "before", "after", "share before", "share after", "change"], rows)
+    unsettled = f", {entry.rows_at_risk_unsettled} more by older flows" if entry.rows_at_risk_unsettled else ""
+    print_line(
+        f"{entry.name}: {entry.rows_moved} of {entry.n_rows} rows moved, {entry.rows_at_risk} at risk{unsettled}"
+    )
+
+
+def bind_text(bind: Bind) -> str:
+    """A bind on one line: ``203.0.113.0/24 tcp 80-90``."""
+    ports = str(bind.port_first) if bind.port_first == bind.port_last else f"{bind.port_first}-{bind.port_last}"
+    return f"{bind.network} {'tcp' if bind.proto == 6 else 'udp'} {ports}"
