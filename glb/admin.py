@@ -1,0 +1,81 @@
+"""The admin endpoint that director and agent serve: GET only, on loopback or a unix socket unless told otherwise."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+
+import msgspec
+from aiohttp import web
+
+from glb.errors import DeviceError
+from glb.version import __version__
+
+log = logging.getLogger(__name__)
+
+Answer = Callable[[], object]  # -> bytes (text as it is), or anything msgspec can put into JSON
+
+
+class NotReady(Exception):
+    """What /readyz raises while the program is not doing its work; the text says why."""
+
+
+def make_app(title: str, pages: Mapping[str, tuple[str, Answer]]) -> web.Application:
+    """An application with one GET page per path; `pages` maps path to (what it is, its content)."""
+    app = web.Application()
+    index = "".join(f"{path:12} {text}\n" for path, (text, _) in pages.items())
+
+    async def root(_: web.Request) -> web.Response:
+        return web.Response(text=f"{title} {__version__}\n\n{index}")
+
+    app.router.add_get("/", root)
+    for path, (_, answer) in pages.items():
+        app.router.add_get(path, _page(answer))
+    return app
+
+
+def _page(answer: Answer) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def handle(_: web.Request) -> web.Response:
+        try:
+            content = answer()
+        except NotReady as reason:
+            return web.Response(status=503, text=f"{reason}\n")
+        if isinstance(content, bytes):
+            return web.Response(body=content, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        return web.Response(body=msgspec.json.encode(content), content_type="application/json")
+
+    return handle
+
+
+async def serve(app: web.Application, admin: str) -> web.AppRunner:
+    """Listen on `host:port` or `unix:/path`; DeviceError if that cannot be had. `cleanup` of the result ends it."""
+    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    await runner.setup()
+    site: web.BaseSite
+    if admin.startswith("unix:"):
+        path = admin.removeprefix("unix:")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        site = web.UnixSite(runner, path)
+    else:
+        host, _, port = admin.rpartition(":")
+        host = host.strip("[]")
+        if not is_loopback(host):
+            log.warning("the admin endpoint is open to everyone who reaches %s: it shows states and counters", admin)
+        site = web.TCPSite(runner, host, int(port))
+    try:
+        await site.start()
+    except OSError as error:
+        await runner.cleanup()
+        raise DeviceError(f"admin = {admin}: {os.strerror(error.errno or 0)}; is another one running?") from error
+    return runner
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,35 @@
+"""What a director has counted since it started, across reloads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class Counts:
+    """Frames (and bytes) by verdict, table and backend; `lost` is what the kernel could not deliver to a worker."""
+
+    verdicts: Counter[str] = field(default_factory=Counter)  # glb._fastpath.VERDICTS -> frames
+    table_frames: Counter[str] = field(default_factory=Counter)  # table name -> frames forwarded
+    table_bytes: Counter[str] = field(default_factory=Counter)  # table name -> bytes received of those
+    backends: Counter[tuple[str, str]] = field(default_factory=Counter)  # (table name, address) -> frames as primary
+    lost: Counter[str] = field(default_factory=Counter)
+
+    def add(self, counted: Mapping[str, Mapping[Any, Any]]) -> None:
+        """Add what glb._fastpath.Forwarding.counts returned. (Counter.update adds, and keeps zeros.)"""
+        self.verdicts.update(counted["verdicts"])
+        self.table_frames.update({name: frames for name, (frames, _) in counted["tables"].items()})
+        self.table_bytes.update({name: n_bytes for name, (_, n_bytes) in counted["tables"].items()})
+        self.backends.update(counted["backends"])
+
+    def copy(self) -> Counts:
+        return Counts(
+            Counter(self.verdicts),
+            Counter(self.table_frames),
+            Counter(self.table_bytes),
+            Counter(self.backends),
+            Counter(self.lost),
+        )

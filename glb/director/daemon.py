@@ -1,0 +1,236 @@
+"""The running director: start, follow the tables, stop. One asyncio loop; packets are other threads' work."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from glb import admin, systemd
+from glb.director.announce import AnnounceDevice
+from glb.director.config import Config
+from glb.director.counts import Counts
+from glb.director.datapath import Datapath
+from glb.director.forwarding import Published, compile_forwarding
+from glb.director.interface import Interface, read_interface
+from glb.director.metrics import exposition
+from glb.director.nexthops import NextHop, NextHops
+from glb.director.status import BackendStatus, ReloadStatus, Status, TableStatus
+from glb.director.watch import file_changes
+from glb.errors import ConfigError, GlbError, Problem
+from glb.store import open_store
+from glb.store.file import FileStore
+from glb.table.rows import RowBuilder
+from glb.version import __version__
+
+log = logging.getLogger(__name__)
+
+# Withdrawn routes are still used while BGP spreads the news; forwarding goes on for so long.
+_WITHDRAW_S = 1.0
+
+
+@dataclass(slots=True)
+class Reload:
+    """How the last attempts to load the tables ended."""
+
+    ok: bool = True
+    error: str | None = None
+    at: float = 0.0  # seconds since the epoch
+    good_at: float = 0.0
+    failures: int = 0
+    took_s: float = 0.0
+
+
+class Director:
+    """`run` is the whole life. Raises GlbError where it cannot start; once it forwards, nothing in a table stops it."""
+
+    def __init__(self, config: Config, source: str) -> None:
+        missing = [key for key in ("interface", "store") if getattr(config, key) is None]
+        if missing:
+            names = {"interface": "$.interface", "store": "$.table"}
+            raise ConfigError(source, [Problem(names[key], "is missing; it is needed to run") for key in missing])
+        assert config.store is not None
+        self._config = config
+        store = open_store(config.store)
+        assert isinstance(store, FileStore)  # the only kind in this version
+        self._store = store
+        self._builder = RowBuilder()
+        self._reload_lock = asyncio.Lock()
+        self.last_reload = Reload()
+        self.interface: Interface
+        self._datapath: Datapath
+        self._published: Published
+        self._digests: list[str]
+        self._next_hops: NextHops
+
+    # -- life
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        reload = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(signal.SIGHUP, reload.set)
+        assert self._config.interface is not None
+        self.interface = await read_interface(self._config.interface)
+        self._published = self._load()
+        self._digests = self._published.digests()
+        self._next_hops = NextHops(self.interface, self._config.outbound_gateway_mac, self._set_next_hop)
+        await self._next_hops.set_backends(self._published.backends())
+        async with contextlib.AsyncExitStack() as stack:
+            announce = None
+            if self._config.announce_device is not None:
+                announce = AnnounceDevice(self._config.announce_device)
+                stack.callback(announce.close)
+            self._datapath = Datapath(self.interface)
+            stack.callback(self._datapath.close)
+            app = admin.make_app("glb-director", self._pages())
+            runner = await admin.serve(app, self._config.admin)
+            stack.push_async_callback(runner.cleanup)
+            self._datapath.start(self._published.forwarding)
+            tasks = [
+                asyncio.create_task(self._next_hops.follow()),
+                asyncio.create_task(self._watch(reload)),
+                asyncio.create_task(self._reload_when(reload)),
+            ]
+            for task in tasks:
+                stack.push_async_callback(_cancelled, task)
+            if announce is not None:
+                await announce.up()
+            log.info(
+                "forwarding on %s (%s XDP, %s, %d queue(s)); admin at %s",
+                self.interface.name,
+                self.xdp_mode,
+                "zero-copy" if self._datapath.zero_copy else "copy mode",
+                self.interface.rx_queues,
+                self._config.admin,
+            )
+            systemd.notify("READY=1")
+            stopped = asyncio.create_task(stop.wait())
+            await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()
+            systemd.notify("STOPPING=1")
+            if announce is not None:
+                log.info("withdrawing")
+                await announce.down()
+                await asyncio.sleep(_WITHDRAW_S)
+        log.info("stopped")
+
+    # -- tables
+
+    def _load(self) -> Published:
+        """Read, build and compile the store's tables. Raises ConfigError, StoreError, TableError."""
+        began = time.monotonic()
+        tables = self._store.load().tables
+        rows = self._builder.build_all(tables)
+        source_ip = self._config.outbound_src_ip or self.interface.address
+        if source_ip is None:
+            raise GlbError(f"interface {self.interface.name} has no IPv4 address; set outbound_src_ip")
+        source_mac = self._config.outbound_src_mac or self.interface.mac
+        published = compile_forwarding(tables, rows, self._config, source_ip=source_ip, source_mac=source_mac)
+        now = time.time()
+        self.last_reload = Reload(True, None, now, now, self.last_reload.failures, time.monotonic() - began)
+        return published
+
+    async def reload(self) -> None:
+        """Publish the store's tables as they are now; if they are refused, say why and go on by the old ones."""
+        async with self._reload_lock:
+            systemd.notify_reloading()
+            try:
+                published = await asyncio.to_thread(self._load)
+            except GlbError as error:
+                failures = self.last_reload.failures + 1
+                good_at, took_s = self.last_reload.good_at, self.last_reload.took_s
+                self.last_reload = Reload(False, str(error), time.time(), good_at, failures, took_s)
+                log.error("the new tables are refused, the old ones stay in force:\n%s", error)
+                systemd.notify("READY=1", "STATUS=the last table file was refused")
+                return
+            self._published = published
+            await self._next_hops.set_backends(published.backends())
+            await asyncio.to_thread(self._datapath.publish, published.forwarding)
+            self._digests = await asyncio.to_thread(published.digests)
+            names = [table.name for table in published.tables.tables]
+            log.info("published: %s", ", ".join(f"{n} {d[:12]}" for n, d in zip(names, self._digests, strict=True)))
+            systemd.notify("READY=1", "STATUS=forwarding")
+
+    async def _reload_when(self, asked: asyncio.Event) -> None:
+        while True:
+            await asked.wait()
+            asked.clear()
+            await self.reload()
+
+    async def _watch(self, changed: asyncio.Event) -> None:
+        async for _ in file_changes(self._store.path):
+            changed.set()
+
+    def _set_next_hop(self, address: IPv4Address, hop: NextHop) -> None:
+        self._published.forwarding.set_next_hop(address.packed, hop.mac, hop.mtu_bytes)
+
+    # -- answers
+
+    @property
+    def xdp_mode(self) -> str:
+        return self._datapath.mode
+
+    def counts(self) -> Counts:
+        return self._datapath.counts()
+
+    def status(self) -> Status:
+        """What /status shows."""
+        counts = self._datapath.counts()
+        tables = []
+        for table, digest in zip(self._published.tables.tables, self._digests, strict=True):
+            backends = []
+            for backend in table.backends:
+                hop = self._next_hops.known.get(IPv4Address(int(backend.address)))
+                backends.append(
+                    BackendStatus(
+                        address=str(backend.address),
+                        state=backend.state.value,
+                        healthy=backend.healthy,
+                        packets=counts.backends[table.name, str(backend.address)],
+                        fault=hop.fault if hop is not None else "not resolved yet",
+                    )
+                )
+            tables.append(TableStatus(table.name, digest, backends))
+        reload = self.last_reload
+        return Status(
+            version=__version__,
+            pid=os.getpid(),
+            interface=self.interface.name,
+            xdp_mode=self.xdp_mode,
+            zero_copy=self._datapath.zero_copy,
+            table_source=str(self._store.path),
+            tables=tables,
+            last_reload=ReloadStatus(reload.ok, reload.error, reload.at),
+        )
+
+    def _ready(self) -> bytes:
+        if not self._datapath.alive():
+            raise admin.NotReady("a worker has ended")
+        unreachable = [str(a) for a, hop in self._next_hops.known.items() if hop.mac is None]
+        if unreachable and len(unreachable) == len(self._next_hops.known):
+            raise admin.NotReady("no backend can be reached")
+        return b"ready\n"
+
+    def _pages(self) -> dict[str, tuple[str, admin.Answer]]:
+        return {
+            "/healthz": ("alive", lambda: b"ok\n"),
+            "/readyz": ("forwarding, and at least one backend can be reached", self._ready),
+            "/metrics": ("Prometheus metrics", exposition(self)),
+            "/status": ("tables, digests, backends and the last reload, in JSON", self.status),
+        }
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError, Exception):
+        await task

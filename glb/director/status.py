@@ -1,0 +1,36 @@
+"""The shape of a director's /status."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class BackendStatus(msgspec.Struct, frozen=True):
+    address: str
+    state: str
+    healthy: bool | None
+    packets: int  # tunnel packets with it as first hop
+    fault: str | None  # why it cannot be reached from here
+
+
+class TableStatus(msgspec.Struct, frozen=True):
+    name: str
+    digest: str  # of what is forwarded by, read back
+    backends: list[BackendStatus]
+
+
+class ReloadStatus(msgspec.Struct, frozen=True):
+    ok: bool
+    error: str | None
+    at: float  # seconds since the epoch
+
+
+class Status(msgspec.Struct, frozen=True):
+    version: str
+    pid: int
+    interface: str
+    xdp_mode: str
+    zero_copy: bool
+    table_source: str
+    tables: list[TableStatus]
+    last_reload: ReloadStatus
