@@ -79,6 +79,9 @@ def status(store_url: str | None, directors: tuple[Endpoint, ...], agents: tuple
     Example:
       glbctl status --director http://10.0.0.11:9523 --director http://10.0.0.12:9523 --store tables.json
     """
+    for agent in agents:
+        if agent.address is None:
+            raise click.UsageError(f"--agent {agent.url}: whose? Give it as ADDRESS=URL")
     fleet = _Fleet(list(_asked(directors or (_LOCAL_DIRECTOR,))))
     fleet.agents = list(zip(agents, ask_all(agents, ask_agent), strict=True))
     flows = {str(agent.address): count for agent, count in fleet.agents if isinstance(count, int)}
@@ -196,6 +199,8 @@ def _print_fleet(fleet: _Fleet) -> None:
             short = digest[:_DIGEST_DIGITS_PRINTED]
             rows.append([endpoint.url, "up", answer.version, answer.xdp_mode, reload, f"{name} {short}", agreement])
     print_columns("directors", ["url", "", "version", "xdp", "last reload", "digest", "agreement"], rows)
+    if not fleet.backends:
+        return
     print_columns(
         "backends",
         ["table", "address", "state", "health", "share", "flows"],

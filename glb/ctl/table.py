@@ -100,10 +100,12 @@ def build(src: str, out: str, format_: str, lenient: bool) -> None:
 
     from glb.ctl.source import load_source
     from glb.store.file import replace_file
-    from glb.table.glbd2 import write_glbd2
+    from glb.table.glbd2 import departures, write_glbd2
 
     tables = load_source(src, lenient=lenient)
     content = write_glbd2(tables, source=src)
+    for departure in departures(tables):
+        say(f"{src}: warning: {departure}")
     replace_file(out, content)
     digest = hashlib.sha256(content).hexdigest()
     print_line(f"{out}: {_count(len(tables.tables), 'table')}, {len(content)} bytes, sha256 {digest}")

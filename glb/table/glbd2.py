@@ -65,6 +65,20 @@ def write_glbd2(tables: TableSet, *, source: str = "table") -> bytes:
     return header + b"".join(_write_table(table) for table in tables.tables)
 
 
+def departures(tables: TableSet) -> list[Problem]:
+    """Where GLB's director, given the file, will do something else than ours, given the same tables."""
+    result = []
+    for index, table in enumerate(tables.tables):
+        path = f"$.tables[{index}]"
+        if table.hops > 2:
+            result.append(Problem(f"{path}.hops", f"is {table.hops}; rows of GLB's binary file have 2"))
+        for at, backend in enumerate(table.backends):
+            if backend.healthy is None and backend.state is not State.inactive:
+                message = "is absent; GLB takes that as unhealthy (we as not health-checked)"
+                result.append(Problem(f"{path}.backends[{at}].healthy", message))
+    return result
+
+
 def _misfits(table: Table, index: int) -> list[Problem]:
     path = f"$.tables[{index}]"
     result = [
