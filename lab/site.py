@@ -96,6 +96,10 @@ class Lab:
     def start_bird(self, host: str, config: str) -> Program:
         path = self.directory(host) / "bird.conf"
         path.write_text(config)
+        birdc = self.directory(host) / "bin" / "birdc"  # for people: the right socket without an option
+        birdc.parent.mkdir(exist_ok=True)
+        birdc.write_text(f'#!/bin/sh\nexec /usr/sbin/birdc -s {self.bird_socket(host)} "$@"\n')
+        birdc.chmod(0o755)
         argv = ["bird", "-f", "-c", str(path), "-s", str(self.bird_socket(host)), "-P", str(path.with_suffix(".pid"))]
         bird_program = self.program(host, "bird", argv).start()
         until(self.bird_socket(host).exists, f"BIRD to start on {host}", 10, needs=[bird_program])

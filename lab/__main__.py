@@ -1,0 +1,146 @@
+"""``python -m lab``: the lab and the demo."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from glb.errors import GlbError
+from lab import demo, picture, plan, site
+from lab.errors import LabError
+from lab.fleet import Fleet, glbctl_environment
+from lab.program import enter
+from lab.screen import Screen
+from lab.site import BIN, Lab
+
+_HOSTS = click.Choice(plan.HOST_NAMES)
+
+
+class _Group(click.Group):
+    """Reports our own errors as one message, with their exit code."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except GlbError as error:
+            click.echo(f"lab: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=_Group)
+def main() -> None:
+    """A client, a router, directors and proxies in network namespaces of this machine. Needs root."""
+
+
+@main.command()
+@click.option("--bare", is_flag=True, help="Only the hosts, the router and nginx, without GLB.")
+def up(bare: bool) -> None:
+    """Build the lab and keep it until Ctrl-C.
+
+    Example: python -m lab up
+    """
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    with Lab() as lab:
+        fleet = Fleet(lab)
+        if not bare:
+            fleet.start()
+        click.echo(picture.draw())
+        click.echo(picture.invitation(lab.prefix))
+        click.echo(f"Logs and configurations: {lab.home}. Ctrl-C removes everything.")
+        known = list(lab.programs)
+        while not ended.wait(1.0):
+            for program in [each for each in known if not each.running]:
+                known.remove(program)
+                click.echo(f"lab: ended: {program.last_words()}", err=True)
+        click.echo("removing the lab", err=True)
+
+
+@main.command(name="demo")
+def run_demo() -> None:
+    """Drain, fill, kill and add under load, count what broke; exit 1 if anything did over GLB.
+
+    ENGINE= (agent) and DATAPATH= (director) in the environment choose other than "auto".
+
+    Example: python -m lab demo
+    """
+    try:
+        good = demo.run(Screen(Console()))
+    except KeyboardInterrupt:
+        raise LabError("interrupted; everything was removed") from None
+    except LabError as error:
+        raise LabError(f"{error}\nThe logs stay in {site.RUN_ROOT} until the next lab.") from error
+    sys.exit(not good)
+
+
+@main.command()
+def down() -> None:
+    """Remove every lab that stands, and what is left of any.
+
+    Example: python -m lab down
+    """
+    homes = site.running()
+    for home in homes:
+        site.remove(home)
+        click.echo(f"removed {home.name}")
+    if not homes:
+        click.echo("no lab stands")
+
+
+@main.command(name="picture")
+def show_picture() -> None:
+    """Draw the lab.
+
+    Example: python -m lab picture
+    """
+    click.echo(picture.draw())
+
+
+@main.command(name="enter")
+@click.argument("host", type=_HOSTS)
+@click.option("--lab", "prefix", help="Which lab, if several stand; the newest otherwise.")
+def enter_host(host: str, prefix: str | None) -> None:
+    """A shell on a host of the lab that stands.
+
+    Example: python -m lab enter client
+    """
+    home = _standing(prefix)
+    shell = ["bash", "--norc"] if Path("/bin/bash").exists() else ["sh"]
+    _become(home, host, shell, PS1=f"{home.name}-{host}# ")
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("host", type=_HOSTS)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("--lab", "prefix", help="Which lab, if several stand; the newest otherwise.")
+def exec(host: str, command: tuple[str, ...], prefix: str | None) -> None:
+    """Run one command on a host of the lab that stands.
+
+    Example: python -m lab exec client curl -s http://203.0.113.10/
+    """
+    _become(_standing(prefix), host, list(command))
+
+
+def _standing(prefix: str | None) -> Path:
+    homes = [home for home in site.running() if prefix in (None, home.name)]
+    if not homes:
+        raise LabError(f"no lab {prefix or ''} stands: start one with `make lab`".replace("  ", " "))
+    return homes[-1]
+
+
+def _become(home: Path, host: str, command: list[str], **environment: str) -> None:
+    path = os.pathsep.join([str(home / host / "bin"), str(BIN), os.environ.get("PATH", "")])
+    argv = enter(f"{home.name}-{host}", command)
+    sys.stdout.flush()
+    os.execvpe(argv[0], argv, os.environ | glbctl_environment(home) | environment | {"PATH": path})
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m lab")
