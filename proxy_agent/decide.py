@@ -37,7 +37,11 @@ REASONS: tuple[Reason, ...] = (
     Reason("fragment", Action.ACCEPT, "later fragment: it has no ports to look up"),
     Reason("last_resort", Action.ACCEPT, "TCP or ICMP error that nobody knew: the local stack answers, a RST for TCP"),
     Reason("bounce", Action.BOUNCE, "not of a flow here: sent to the next hop"),
-    Reason("not_allowed", Action.DROP, "outer source not in allowed_sources: a director or proxy missing there, or a forger"),
+    Reason(
+        "not_allowed",
+        Action.DROP,
+        "outer source not in allowed_sources: a director or proxy missing there, or a forger",
+    ),
     Reason("not_vip", Action.DROP, "inner destination not in vips: director and agent disagree about the VIPs"),
     Reason("ttl", Action.DROP, "to be bounced, but its outer TTL has run out: a loop of bounces or routes"),
     Reason("unknown_protocol", Action.DROP, "inner protocol is not TCP, UDP or ICMP of its family"),

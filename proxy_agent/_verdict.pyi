@@ -1,0 +1,60 @@
+"""Types of _verdict.pyx for the rest of the agent."""
+
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Network, IPv6Network
+from typing import Final
+
+from proxy_agent.decide import Decision
+
+Network = IPv4Network | IPv6Network
+Sockets = Callable[[int, bytes, int, bytes, int], str]
+
+STATES: Final[dict[str, int]]
+DEF_REMEMBER_MS: Final[int]
+
+class Settings:
+    vips: tuple[Network, ...]
+    def __init__(
+        self,
+        vips: Iterable[Network | str],
+        allowed_sources: Iterable[Network | str] | None = None,
+        own_addresses: Iterable[Network | str] = (),
+    ) -> None: ...
+
+class Recollection: ...
+
+def decide(
+    packet: bytes,
+    settings: Settings,
+    sockets: Sockets | None = None,
+    *,
+    recollection: Recollection | None = None,
+    cookies_in_use: bool = False,
+    now_ms: int = 1,
+    remember_ms: int = 0,
+) -> Decision: ...
+
+class Engine:
+    queue_num: int
+    def __init__(
+        self,
+        queue_num: int,
+        ifindex: int,
+        settings: Settings,
+        tun_fd: int = -1,
+        *,
+        remember_ms: int = ...,
+        batch: int = ...,
+        accept_all: bool = False,
+    ) -> None: ...
+    def open(self) -> None: ...
+    def run(self) -> None: ...
+    def replace(self, settings: Settings) -> None: ...
+    def stop(self) -> None: ...
+    def close(self) -> None: ...
+    def counters(self) -> dict[str, int]: ...
+    def bounced_by_hop(self) -> dict[int, int]: ...
+    def last_source(self, reason: str) -> str | None: ...
+    def internals(self) -> dict[str, int]: ...
+
+def live_flows(settings: Settings) -> list[int]: ...
