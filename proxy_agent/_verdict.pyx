@@ -48,6 +48,8 @@ cdef enum:
     NETSTAT_BYTES = 16384    # /proc/net/netstat is about 4 KiB
     COOKIES_FOR_MS = 10000   # cookies count as in use this long after the last one was sent
     IDLE_MS = 1000
+    RETURN_NOW = 1           # values of Loop.interrupted
+    RETURN_WHEN_EMPTY = 2
     SOCKET_BYTES = 33554432  # asked for; a batch of the longest packets is 4 MiB of verdicts
 
 
@@ -378,13 +380,15 @@ cdef int serve(Loop* loop, const Guard* guard, Memory* memory) noexcept nogil:
     waits[1].fd = loop.wake_fd
     waits[0].events = waits[1].events = POLLIN
     memset(&out, 0, sizeof(out))
-    while not loop.interrupted:
+    while loop.interrupted != RETURN_NOW:
         received = recvmmsg(loop.queue_fd, loop.messages, loop.batch, MSG_DONTWAIT, NULL)
         now_ms = clock_ms()
         if now_ms - loop.cookies_read_ms >= IDLE_MS:
             watch_cookies(loop, now_ms)
         if received < 0:
             if errno == EAGAIN:
+                if loop.interrupted:
+                    return 0
                 poll(waits, 2, IDLE_MS)
             elif errno == ENOBUFS:
                 loop.overruns += 1
@@ -543,12 +547,12 @@ cdef class Engine:
         """Judge packets until `stop`. DeviceError if the queue's socket fails."""
         cdef int result = 0
         cdef Settings settings
-        while not self.stopping:
+        while True:
             if self.next_settings is not None:
                 self.settings, self.next_settings = self.next_settings, None
             settings = self.settings  # kept alive while the loop reads it
-            self.loop.interrupted = 0
-            if self.stopping or self.next_settings is not None:
+            self.loop.interrupted = RETURN_WHEN_EMPTY if self.stopping else 0
+            if self.next_settings is not None:
                 continue
             with nogil:
                 result = serve(self.loop, &settings.guard, &self.recollection.memory)
@@ -558,23 +562,25 @@ cdef class Engine:
                 pass
             if result < 0:
                 raise DeviceError(f"NFQUEUE number {self.queue_num} failed: {describe(-result)}")
+            if self.stopping and self.loop.interrupted == RETURN_WHEN_EMPTY:
+                return
 
     def replace(self, Settings settings not None):
         """Judge by these settings from the next batch on."""
         self.next_settings = settings
-        self._interrupt()
+        self._interrupt(RETURN_NOW)
 
     def stop(self):
-        """Make `run` return after its current batch."""
+        """Make `run` return once the queue is empty; first take the rules out, or that may never be."""
         self.stopping = True
-        self._interrupt()
+        self._interrupt(RETURN_WHEN_EMPTY)
 
     def close(self):
         """Give the queue back, after `run` has returned; the kernel drops what is still queued."""
         self._close()
 
-    cdef _interrupt(self):
-        self.loop.interrupted = 1
+    cdef _interrupt(self, int how):
+        self.loop.interrupted = how
         if self.loop.wake_fd >= 0:
             os.eventfd_write(self.loop.wake_fd, 1)
 

@@ -1,8 +1,8 @@
 """What the agent changed on this host, kept in a file so that any later process can undo exactly that.
 
-A change is written down before it is made: a crash between the two leaves a note of something not done, which undoing skips.
-A value that somebody else has changed since is left alone. The file is replaced atomically and belongs to one network
-namespace of one boot; a file of another one is not ours to undo and starts empty.
+A change is written down before it is made: a crash between the two leaves a note of something not done, which undoing
+skips. A value that somebody else has changed since is left alone. The file is replaced atomically and belongs to one
+network namespace of one boot; a file of another one is not ours to undo and starts empty.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class Changes:
 
 @contextlib.contextmanager
 def sole_agent(state_dir: Path, interface: str) -> Iterator[int]:
-    """Be the only process that changes this interface's set-up; yields the lock's descriptor, for the supervisor to inherit.
+    """Be the only process that changes this interface's set-up. Yields the lock's descriptor, for the supervisor.
 
     The supervisor of a killed agent holds the lock until it has cleaned up, so a restart waits for it.
     """
@@ -163,8 +163,8 @@ def sole_agent(state_dir: Path, interface: str) -> Iterator[int]:
                 if time.monotonic() > deadline:
                     holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
                     raise DeviceError(
-                        f"an agent (process {holder or '?'}) runs for {interface} with state_dir {state_dir}: stop it first, or give "
-                        "each network namespace a state_dir of its own"
+                        f"an agent (process {holder or '?'}) runs for {interface} with state_dir {state_dir}: "
+                        "stop it first, or give each network namespace a state_dir of its own"
                     ) from None
                 time.sleep(0.05)
         os.ftruncate(fd, 0)

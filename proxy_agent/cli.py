@@ -44,7 +44,7 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="glb-proxy-agent")
 def main() -> None:
-    """The proxy side of GLB: takes tunnel packets of its own flows, and gives the others a second chance at the next hop."""
+    """The proxy side of GLB: accepts tunnel packets of its own flows and gives the others a second chance elsewhere."""
 
 
 @main.command()

@@ -67,8 +67,8 @@ class AgentConfig:
         found = []
         if self.allowed_sources is None:
             found.append(
-                "allowed_sources is not set: ANYONE who can send UDP to this host may forge packets from any client to the "
-                "VIPs; list the directors and the fellow proxies"
+                "allowed_sources is not set: ANYONE who can send UDP to this host may forge packets from any client to "
+                "the VIPs; list the directors and the fellow proxies"
             )
         elif any(source.version == 6 for source in self.allowed_sources):
             found.append("allowed_sources: tunnel packets come over IPv4, so its IPv6 entries never match")
@@ -106,7 +106,7 @@ def load(path: str | Path) -> AgentConfig:
 
 
 def parse(text: bytes, source: str) -> AgentConfig:
-    """Check the text of a configuration file; its format follows the suffix of `source` (TOML unless .json, .yaml or .yml)."""
+    """Check the text of a configuration file; the suffix of `source` tells JSON and YAML from TOML, the default."""
     problems: list[Problem] = []
     values = _read_values(_decode(text, source), problems)
     config = _build(values, problems)
@@ -221,7 +221,7 @@ def _vips(texts: list[str], problems: list[Problem]) -> tuple[Network, ...]:
         if network.is_multicast or network.is_loopback or network.is_unspecified or network.prefixlen == 0:
             problems.append(Problem(path, f"{text} cannot be a VIP"))
         for earlier in networks:
-            if earlier.version == network.version and earlier.overlaps(network):  # type: ignore[arg-type]
+            if earlier.version == network.version and earlier.overlaps(network):
                 problems.append(Problem(path, f"{text} is already covered by or covers {earlier}"))
         networks.append(network)
     return tuple(networks)

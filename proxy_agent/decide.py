@@ -1,7 +1,7 @@
 """The vocabulary of the second chance: what can happen to a tunnel packet, and why. Pure data.
 
-The per-packet code is `proxy_agent/_verdict.pyx`; counters, docs/operate/agent.md and the tests read this table, and a test
-holds the two together. The rules themselves: docs/protocol/gue.md, "Accept or bounce".
+The per-packet code is `proxy_agent/_verdict.pyx`; counters, docs/operate/agent.md and the tests read this table, and a
+test holds the two together. The rules themselves: docs/protocol/gue.md, "Accept or bounce".
 """
 
 from __future__ import annotations

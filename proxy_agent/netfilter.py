@@ -1,11 +1,12 @@
 """The netfilter engine's rules, put in and taken out by python-iptables (legacy x_tables).
 
-    raw    PREROUTING -> glb-agent-<interface>:  -i <interface> -p udp --dport <port> -m addrtype --dst-type LOCAL -j CT --notrack
-    mangle PREROUTING -> glb-agent-<interface>:  the same match, -j NFQUEUE --queue-num <n>
+    raw     PREROUTING -> glb-agent-<interface> -> CT --notrack
+    mangle  PREROUTING -> glb-agent-<interface> -> NFQUEUE --queue-num <n>
+    each for: -i <interface> -p udp --dport <port> -m addrtype --dst-type LOCAL
 
-The chain's name is the mark by which a later process finds what an earlier one left: nothing else has to be remembered, and
-a second installation replaces the first. python-iptables keeps table handles for the life of a process, in the network namespace
-they were opened in: use this module in one namespace per process.
+The chain's name is the mark by which a later process finds what an earlier one left: nothing else has to be
+remembered, and a second installation replaces the first. python-iptables keeps table handles for the life of a process,
+in the network namespace they were opened in: use this module in one namespace per process.
 """
 
 from __future__ import annotations
@@ -72,8 +73,9 @@ def _table(iptc: ModuleType, name: str) -> Any:
         table.refresh()
     except iptc.IPTCError as error:
         raise DeviceError(
-            f"no legacy iptables table {name!r} here ({error}): run as root, on a kernel with CONFIG_IP_NF_IPTABLES_LEGACY and "
-            f"CONFIG_IP_NF_{name.upper()}. A kernel with nf_tables only needs the xdp engine, which is coming in a later version"
+            f"no legacy iptables table {name!r} here ({error}): run as root, on a kernel with "
+            f"CONFIG_IP_NF_IPTABLES_LEGACY and CONFIG_IP_NF_{name.upper()}. A kernel with nf_tables only needs the xdp engine, "
+            "which comes with a later version"
         ) from None
     return table
 

@@ -1,4 +1,4 @@
-"""The TUN device by which inner packets enter the host that cannot go on in the place of their tunnel packet (IPv6 above all)."""
+"""The TUN device: the way in for inner packets that cannot go on in the place of their tunnel packet (IPv6 ones)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ TUNSETIFF = 0x400454CA
 IFF_TUN = 0x0001
 IFF_NO_PI = 0x1000  # bare IP packets, no header of the driver's
 
-# Before the device comes up: it has no addresses, asks nobody for any, and packets from it are answered by another interface.
-# rp_filter 2: loose. The greater of conf/all and this counts, so strict filtering elsewhere does not reach the device.
+# Before the device comes up: it has no addresses and asks nobody for any; replies leave by other interfaces.
+# rp_filter 2: loose. The greater of conf/all and this counts, so strict filtering for all does not reach the device.
 SYSCTLS = {
     "ipv4/conf/{}/rp_filter": "2",
     "ipv6/conf/{}/addr_gen_mode": "1",

@@ -1,7 +1,8 @@
 """VIPs on `lo`: this host takes packets for them, and answers ARP for none of them.
 
-A VIP that is one address becomes an address of `lo`; a prefix becomes a local route, so that every address in it is ours (a
-server then binds with IP_FREEBIND or to any address). Only what was not there before is added, and only that is removed again.
+A VIP that is one address becomes an address of `lo`; a prefix becomes a local route, so that each address in it is ours
+(a server then binds with IP_FREEBIND or to any address). Only what was not there before is added, and only that is
+removed again.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ TABLE_LOCAL = 255
 SCOPE_HOST = 254
 FOREVER = 0xFFFFFFFF
 
-# Linux answers ARP for any of its addresses on any interface: for a VIP that would draw the clients' packets past the directors.
+# Linux answers ARP for any of its addresses on any interface; for a VIP that would draw packets past the directors.
 # The greater of conf/all and conf/<interface> counts.
 ARP_SYSCTLS = {
     "net/ipv4/conf/all/arp_ignore": 1,  # answer only for addresses of the interface asked on

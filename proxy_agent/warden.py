@@ -1,7 +1,7 @@
 """The supervisor: a small process that outlives the agent, even a killed one, and takes its rules out.
 
-Without a reader the queue drops every tunnel packet, so the rules must not outlive the agent. The agent holds the other end
-of a pipe: a byte means "I have cleaned up", an end without one means that it died. The process also inherits the
+Without a reader the queue drops every tunnel packet, so the rules must not outlive the agent. The agent holds the other
+end of a pipe: a byte means "I have cleaned up", an end without one means that it died. The process also inherits the
 agent's lock, so that a restart waits until it is done.
 """
 

@@ -15,7 +15,7 @@ def internet_checksum(data: bytes) -> int:
     """
     if len(data) % 2:
         data += b"\0"
-    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -45,7 +45,10 @@ def ipv4_header(
     tos: int = 0,
     options: bytes = b"",
 ) -> bytes:
-    """An IPv4 header with its checksum. `flags_and_offset` in wire form, 0x4000 = don't fragment; `options`: multiple of 4 bytes."""
+    """An IPv4 header with its checksum.
+
+    `flags_and_offset` in wire form (0x4000 = don't fragment); `options`: a multiple of 4 bytes.
+    """
     words = 5 + len(options) // 4
     front = struct.pack(
         ">BBHHHBBH",

@@ -1,7 +1,7 @@
-"""The tunnel packet: outer IPv4, UDP, GUE with the hop list, inner packet. Built from values and parsed to values, pure.
+"""The tunnel packet (outer IPv4, UDP, GUE with the hop list, inner packet), built from values and parsed to values.
 
-The format is drawn in docs/protocol/gue.md. This is the plain version for probes, tests and explanations; packets in bulk
-are built by `glb/_fastpath.pyx` and read by `proxy_agent/_tunnel.pxd`.
+The format is drawn in docs/protocol/gue.md. This is the plain version for probes, tests and explanations; packets in
+bulk are built by `glb/_fastpath.pyx` and read by `proxy_agent/_tunnel.pxd`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class GueError(ValueError):
 
 @dataclass(frozen=True)
 class GueHeader:
-    """GUE header with our private data. `hops` are those after the outer destination; `next_hop` indexes the next to try."""
+    """GUE header with our private data. `hops`: those after the outer destination; `next_hop` indexes the next one."""
 
     protocol: int  # PROTO_IPIP or PROTO_IPV6
     hops: tuple[IPv4Address, ...] = ()
@@ -133,9 +133,9 @@ def parse_gue(payload: bytes) -> tuple[GueHeader, bytes]:
 
 
 def parse_tunnel(packet: bytes, port: int = GUE_PORT) -> TunnelPacket:
-    """Bytes from the outer IPv4 header on into values; padding behind the packet is left out. GueError says what is wrong.
+    """Bytes from the outer IPv4 header on into values; padding behind the packet is left out.
 
-    A UDP checksum that is sent is verified.
+    A UDP checksum that is sent is verified. GueError says what is wrong.
     """
     if len(packet) < IPV4_BYTES or packet[0] >> 4 != 4:
         raise GueError("no IPv4 header")
