@@ -253,6 +253,8 @@ def _read_prefix(value: object, path: str, fields: Fields) -> tuple[Address, int
     if not (tail.isascii() and tail.isdigit() and str(bits) == tail):
         message = f"has the prefix length {shown(tail)}; must be 0 to {longest} in decimal, without leading zeros"
         fields.tolerate(path, message, f"taken as /{bits}")
+        if not fields.lenient:
+            return None
     if not 0 <= bits <= longest:
         fields.problem(path, f"has the prefix length {bits}; must be 0 to {longest}")
         return None

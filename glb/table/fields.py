@@ -115,9 +115,7 @@ class Fields:
 
     def integer(self, value: object, path: str, minimum: int, maximum: int) -> int | None:
         if not isinstance(value, int) or isinstance(value, bool):
-            self.problem(
-                path, f"is {type_name(value)} ({shown(value)}); must be an integer from {minimum} to {maximum}"
-            )
+            self.problem(path, f"is {shown(value)}; must be an integer from {minimum} to {maximum}")
             return None
         if not minimum <= value <= maximum:
             self.problem(path, f"is {shown(value)}; must be {minimum} to {maximum}")
