@@ -15,10 +15,11 @@ from glb.errors import GlbError
 from lab import demo, picture, plan, site
 from lab.errors import LabError
 from lab.fleet import Fleet, glbctl_environment
-from lab.program import enter
+from lab.program import enter, environment
 from lab.screen import Screen
 from lab.site import BIN, Lab
 
+_PIPE_COLUMNS = 110
 _HOSTS = click.Choice(plan.HOST_NAMES)
 
 
@@ -72,7 +73,7 @@ def run_demo() -> None:
     Example: python -m lab demo
     """
     try:
-        good = demo.run(Screen(Console()))
+        good = demo.run(Screen(Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS)))
     except KeyboardInterrupt:
         raise LabError("interrupted; everything was removed") from None
     except LabError as error:
@@ -135,11 +136,12 @@ def _standing(prefix: str | None) -> Path:
     return homes[-1]
 
 
-def _become(home: Path, host: str, command: list[str], **environment: str) -> None:
-    path = os.pathsep.join([str(home / host / "bin"), str(BIN), os.environ.get("PATH", "")])
+def _become(home: Path, host: str, command: list[str], **more: str) -> None:
+    inherited = environment()
+    path = os.pathsep.join([str(home / host / "bin"), str(BIN), inherited["PATH"]])
     argv = enter(f"{home.name}-{host}", command)
     sys.stdout.flush()
-    os.execvpe(argv[0], argv, os.environ | glbctl_environment(home) | environment | {"PATH": path})
+    os.execvpe(argv[0], argv, inherited | glbctl_environment(home) | more | {"PATH": path})
 
 
 if __name__ == "__main__":

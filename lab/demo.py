@@ -49,7 +49,7 @@ def run(screen: Screen) -> bool:
 
 
 def _report(screen: Screen, spread_found: Spread, outcome: Outcome) -> None:
-    steps = Table(title="Downloads broken by each change", title_justify="left")
+    steps = Table(title="Downloads broken by each change", title_justify="left", title_style="bold")
     steps.add_column("change")
     steps.add_column("GLB", justify="right")
     steps.add_column("plain ECMP", justify="right")
@@ -57,7 +57,7 @@ def _report(screen: Screen, spread_found: Spread, outcome: Outcome) -> None:
         steps.add_row(title, str(by_glb), str(by_ecmp))
     screen.table(steps)
 
-    table = Table(title="In all", title_justify="left")
+    table = Table(title="In all", title_justify="left", title_style="bold")
     table.add_column("")
     table.add_column("GLB", justify="right")
     table.add_column("plain ECMP", justify="right")
@@ -92,6 +92,7 @@ def _verdict(screen: Screen, lab: Lab, spread_found: Spread, outcome: Outcome, g
         f" {outcome.ecmp.asked}.",
         style="bold green" if good else "bold red",
         highlight=False,
+        soft_wrap=True,
     )
     if good:
         return

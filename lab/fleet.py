@@ -121,10 +121,18 @@ class Fleet:
         except LabError:
             return ""
 
-    def counter(self, host: str, port: int, name: str) -> float:
-        """The sum of a counter of that name over all its labels."""
-        lines = [line for line in self.metrics(host, port).splitlines() if line.startswith((f"{name} ", f"{name}{{"))]
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+    def bounced(self, proxy: plan.Host) -> int:
+        """How many packets the proxy's agent has sent on to their next hop."""
+        return self._counter(proxy, "glb_agent_bounced_packets_total")
+
+    def syns(self, proxy: plan.Host) -> int:
+        """How many SYNs, each a new flow or another attempt at one, the proxy's agent has accepted."""
+        return self._counter(proxy, 'glb_agent_accepted_packets_total{reason="syn"}')
+
+    def _counter(self, proxy: plan.Host, series: str) -> int:
+        """The sum over all series of the agent that begin so."""
+        lines = self.metrics(proxy.name, plan.AGENT_ADMIN_PORT).splitlines()
+        return sum(int(float(line.rsplit(" ", 1)[1])) for line in lines if line.startswith(series))
 
     def _start_agent(self, proxy: plan.Host) -> None:
         home = self.lab.directory(proxy.name)

@@ -15,7 +15,7 @@ from typing import Any
 from lab import plan
 from lab.client import Counts
 from lab.errors import LabError
-from lab.program import enter
+from lab.program import enter, environment
 from lab.site import Lab
 
 
@@ -46,6 +46,7 @@ class Load:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd=Path(__file__).parent.parent,
+                env=environment(),
                 start_new_session=True,
                 text=True,
             )

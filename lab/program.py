@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from lab.errors import LabError
 from lab.network import NETNS_DIR
 
 COMMAND_DEADLINE_S = 30.0
-_POLL_S = 0.02
+_POLL_S = 0.05
 
 
 def until(condition: Callable[[], object], what: str, timeout_s: float, *, needs: Sequence[Program] = ()) -> None:
@@ -33,10 +34,17 @@ def enter(namespace: str, argv: Sequence[str]) -> list[str]:
     return ["nsenter", f"--net={NETNS_DIR / namespace}", "--", *argv]
 
 
+def environment() -> dict[str, str]:
+    """This process's, with the directories of BIRD, nginx and the like in PATH also where root's PATH lacks them."""
+    return os.environ | {"PATH": os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])}
+
+
 def run(namespace: str, argv: Sequence[str], timeout_s: float = COMMAND_DEADLINE_S) -> str:
     """Run a command to its end on a host; its stdout. ``LabError`` with its stderr if it fails or takes too long."""
     try:
-        done = subprocess.run(enter(namespace, argv), capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(
+            enter(namespace, argv), capture_output=True, text=True, timeout=timeout_s, env=environment(), check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise LabError(f"on {namespace}: `{' '.join(argv)}` took longer than {timeout_s:g} s") from error
     if done.returncode:
@@ -48,12 +56,11 @@ def run(namespace: str, argv: Sequence[str], timeout_s: float = COMMAND_DEADLINE
 class Program:
     """A long-running program on a host. Its output goes to ``log``; it dies with the lab (see ``lab.reaper``)."""
 
-    def __init__(self, namespace: str, argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, namespace: str, argv: Sequence[str], log: Path) -> None:
         self.name = log.stem
         self.namespace = namespace
         self.argv = list(argv)
         self.log = log
-        self.env = env
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Program:
@@ -64,7 +71,7 @@ class Program:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=None if self.env is None else dict(self.env),
+                env=environment(),
                 start_new_session=True,
             )
         return self

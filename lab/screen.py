@@ -28,7 +28,7 @@ class Screen:
 
     def headline(self, text: str) -> None:
         self.console.print()
-        self.console.print(text, style="bold", highlight=False)
+        self.console.print(text, style="bold", highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         """One line, with the time since the start."""

@@ -48,13 +48,15 @@ class Outcome:
     per_change: list[tuple[str, int, int]] = field(default_factory=list)  # title, broken by GLB, by plain ECMP
     downloads_on_drained: int = 0  # downloads that the drained proxy was serving when it was drained
     new_while_drained: Counter[str] = field(default_factory=Counter)  # short requests begun while it was, by proxy
+    syns_on_drained: int = 0  # what its agent counted meanwhile
     new_on_added: int = 0
     bounced: int = 0  # packets that got their second chance
     failures: list[str] = field(default_factory=list)  # of GLB
 
     @property
     def new_on_drained(self) -> int:
-        return self.new_while_drained[DRAINED.name]
+        """Either witness is enough: the clients that it answered, and its agent's count of SYNs."""
+        return max(self.new_while_drained[DRAINED.name], self.syns_on_drained)
 
     @property
     def flawless(self) -> bool:
@@ -74,6 +76,7 @@ class Story:
         self.downloads, self.new_per_s, self.dwell_s = downloads, new_per_s, dwell_s
         self.outcome = Outcome()
         self._drained_s = 0.0
+        self._syns_before = 0
 
     def run(self) -> Outcome:
         with self.screen.following(self._view):
@@ -87,11 +90,11 @@ class Story:
         first = plan.FIRST_PROXIES
         without = tuple(proxy for proxy in first if proxy != DRAINED)
         return [
-            Change(f"{DRAINED.name} is drained (glbctl drain; ECMP: route withdrawn)", self._drain, without),
-            Change(f"{KILLED.name} is killed (kill -9)", lambda: self.fleet.kill(KILLED)),
+            Change(f"drain {DRAINED.name} (ECMP: withdraw its route)", self._drain, without),
+            Change(f"kill -9 {KILLED.name}", lambda: self.fleet.kill(KILLED)),
             Change(f"{KILLED.name} comes back", lambda: self.fleet.revive(KILLED)),
-            Change(f"{DRAINED.name} is filled (glbctl fill, activate; ECMP: route back)", self._fill, first),
-            Change(f"{ADDED.name} is added (table with hops: 3)", self._add, (*first, ADDED)),
+            Change(f"fill {DRAINED.name} (ECMP: its route comes back)", self._fill, first),
+            Change(f"add {ADDED.name} (table with hops: 3)", self._add, (*first, ADDED)),
         ]
 
     def _begin(self) -> None:
@@ -112,8 +115,8 @@ class Story:
         broken = self._broken(GLB), self._broken(ECMP)
         if change.ecmp_proxies is not None:
             self.lab.set_ecmp(change.ecmp_proxies)
-        change.glb()
         self.screen.say(change.title)
+        change.glb()
         self._dwell()
         after = self._broken(GLB), self._broken(ECMP)
         self.outcome.per_change.append((change.title, after[0] - broken[0], after[1] - broken[1]))
@@ -121,10 +124,13 @@ class Story:
     def _drain(self) -> None:
         self.outcome.downloads_on_drained = self.load.proxies(GLB)[DRAINED.name]
         self.fleet.change("drain", DRAINED)
-        self._drained_s = time.monotonic()  # all directors forward by the new table: no new flow may reach it from here
+        # All directors forward by the new table: no new flow may reach the proxy from here on.
+        self._drained_s = time.monotonic()
+        self._syns_before = self.fleet.syns(DRAINED)
 
     def _fill(self) -> None:
         self.outcome.new_while_drained = self.load.proxies(NEW, self._drained_s, time.monotonic())
+        self.outcome.syns_on_drained = self.fleet.syns(DRAINED) - self._syns_before
         self.fleet.change("fill", DRAINED)
         self.fleet.change("activate", DRAINED)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import dpkt
 import pytest
 from rich.console import Console
 
+from glb.wire.gue import parse_tunnel
 from lab import plan
 from lab.fleet import Fleet
 from lab.load import Load
+from lab.program import until
 from lab.scenarios import changes, spread
 from lab.screen import Screen
 from lab.site import Lab
@@ -46,26 +49,28 @@ def test_requests_spread_as_the_rows_say_and_none_breaks(fleet: Fleet, load: Loa
     assert set(found.per_proxy) == {proxy.name for proxy in plan.FIRST_PROXIES}
 
 
-def test_tunnel_packets_carry_the_hops_to_the_primary(fleet: Fleet) -> None:
-    """Seen by tcpdump between director and proxy: outer IPv4/UDP to the GUE port, from a director."""
-    proxy = plan.PROXIES[0]
+def test_tunnel_packets_on_the_wire_name_the_proxy_and_its_two_hops(fleet: Fleet) -> None:
+    """As tcpdump sees them arrive at a proxy: from a director, with the other two proxies as hops."""
+    proxy, others = plan.FIRST_PROXIES[0], plan.FIRST_PROXIES[1:]
+    capture = fleet.lab.directory(proxy.name) / "tunnel.pcap"
+    filter_words = ["udp", "dst", "port", str(plan.GUE_PORT)]
     dump = fleet.lab.program(
-        proxy.name,
-        "tcpdump",
-        ["tcpdump", "-lni", "eth0", "-c", "3", "udp", "dst", "port", str(plan.GUE_PORT)],
+        proxy.name, "tcpdump", ["tcpdump", "-Z", "root", "-ni", "eth0", "-c", "20", "-w", str(capture), *filter_words]
     ).start()
-    try:
-        changes.until(lambda: "listening" in dump.log.read_text(), "tcpdump to listen", 10, needs=[dump])
-        urls = [f"http://{plan.GLB_VIP.v4}/"]
-        for number in range(1, 9):
-            fleet.lab.run("client", ["curl", "-sS", "-m", "5", "--interface", str(plan.CLIENTS_V4[number]), *urls])
-        changes.until(lambda: not dump.running, "three tunnel packets", 10)
-    finally:
-        dump.stop()
-    seen = [line for line in dump.log.read_text().splitlines() if f".{plan.GUE_PORT}: UDP" in line]
-    assert len(seen) == 3
-    directors = [f"IP {director.v4}." for director in plan.DIRECTORS]
-    assert all(any(director in line for director in directors) for line in seen)
+    until(lambda: "listening" in dump.log.read_text(), "tcpdump to listen", 10, needs=[dump])
+    with Load(fleet.lab) as load:
+        vips = [str(address) for address in plan.GLB_VIP.addresses]
+        load.send("requests", group="dumped", vips=vips, count=60, at_once=4)
+        until(lambda: not dump.running, "20 tunnel packets", 10)
+    with capture.open("rb") as file:
+        frames = [frame for _, frame in dpkt.pcap.Reader(file)]
+    assert len(frames) == 20
+    for frame in frames:
+        tunnel = parse_tunnel(frame[14:])
+        assert tunnel.source in {director.v4 for director in plan.DIRECTORS}
+        assert tunnel.destination == proxy.v4
+        assert set(tunnel.gue.hops) == {other.v4 for other in others}
+        assert tunnel.gue.next_hop == 0
 
 
 def test_nothing_breaks_through_drain_kill_fill_and_add(fleet: Fleet, load: Load, screen: Screen) -> None:
