@@ -78,13 +78,17 @@ def explain_flow(
     *,
     hash_fields: Sequence[str] = DEFAULT_HASH_FIELDS,
     alt_hash_fields: Sequence[str] = (),
+    builder: RowBuilder | None = None,
 ) -> Explanation | None:
-    """Follow one packet through the tables; None if no bind is for it (it goes to the host's own stack)."""
+    """Follow one packet through the tables; None if no bind is for it (it goes to the host's own stack).
+
+    builder: keep one for many packets, and the tables are ordered once.
+    """
     found = find_bind(tables, flow)
     if found is None:
         return None
     table, bind = found
-    builder = RowBuilder()
+    builder = builder or RowBuilder()
     choice = _choose(table, flow, hash_fields, builder)
     alternative = _choose(table, flow, alt_hash_fields, builder) if alt_hash_fields else None
     hops = list(choice.hops)
