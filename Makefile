@@ -27,7 +27,7 @@ bench:  ## speed, as JSON lines with ratios to a baseline of the same run
 
 fuzz:  ## random and mutated packets until Ctrl-C (bounded in `make test`)
 	@packaging/bootstrap.sh dev
-	@$(PY) -m fuzz
+	@PYTHONPATH=tests/vectors:tests/parity $(PY) -m fuzz
 
 lint:  ## ruff and mypy
 	@packaging/bootstrap.sh dev

@@ -142,6 +142,7 @@ def _mac(given: dict[str, object], key: str, fields: Fields) -> bytes | None:
 def _hash_fields(given: dict[str, object], key: str, fields: Fields, default: int) -> int:
     if key not in given:
         return default
+    faults = len(fields.problems)
     chosen = fields.mapping(given[key], f"$.{key}", (), tuple(HASH_FIELDS))
     bits = 0
     for name, bit in HASH_FIELDS.items():
@@ -151,7 +152,7 @@ def _hash_fields(given: dict[str, object], key: str, fields: Fields, default: in
             fields.problem(f"$.{key}.{name}", f"is {shown(chosen[name])}; must be true or false")
         elif chosen[name]:
             bits |= bit
-    if not bits:
+    if not bits and len(fields.problems) == faults:
         fields.problem(f"$.{key}", f"chooses no field; set one of {', '.join(HASH_FIELDS)} to true, or leave it out")
     return bits
 

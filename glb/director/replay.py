@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import dpkt
 
@@ -21,6 +21,8 @@ from glb.table.rows import RowBuilder
 
 ETHERNET = 1  # pcap link type
 BATCH = 1024
+_PCAPNG_MAGIC = b"\x0a\x0d\x0d\x0a"
+_PCAP_HEADER_BYTES, _PCAP_RECORD_BYTES, _PCAP_CAPTURED_AT = 24, 16, 8
 
 
 def replay(config: Config, tables: TableSet, source: Path, target: Path) -> dict[str, object]:
@@ -86,6 +88,8 @@ def source_file(path: Path) -> BinaryIO:
 
 def batches(stream: BinaryIO, path: Path) -> Iterator[tuple[list[float], list[bytes]]]:
     """(timestamps, frames) of a capture, up to BATCH at a time. GlbError where the file is broken."""
+    magic = stream.read(4)
+    stream.seek(0)
     try:
         reader = dpkt.pcap.UniversalReader(stream)
     except (ValueError, dpkt.dpkt.Error) as error:
@@ -95,9 +99,11 @@ def batches(stream: BinaryIO, path: Path) -> Iterator[tuple[list[float], list[by
     times: list[float] = []
     frames: list[bytes] = []
     position = 0
+    last_at, beyond = 0, _PCAP_HEADER_BYTES
     try:
         for time, frame in reader:
             position += 1
+            last_at, beyond = beyond, beyond + _PCAP_RECORD_BYTES + len(frame)
             times.append(time)
             frames.append(bytes(frame))
             if len(frames) == BATCH:
@@ -105,5 +111,12 @@ def batches(stream: BinaryIO, path: Path) -> Iterator[tuple[list[float], list[by
                 times, frames = [], []
     except (dpkt.dpkt.Error, ValueError) as error:
         raise GlbError(f"{path}: broken after packet {position}: {error}") from error
+    # dpkt takes the end of a classic capture as it comes, also in the middle of a packet.
+    if magic != _PCAPNG_MAGIC and last_at:
+        stream.seek(last_at + _PCAP_CAPTURED_AT)
+        order: Literal["little", "big"] = "big" if magic[0] == 0xA1 else "little"
+        whole = int.from_bytes(stream.read(4), order) == beyond - last_at - _PCAP_RECORD_BYTES
+        if not whole or beyond != os.fstat(stream.fileno()).st_size:
+            raise GlbError(f"{path}: broken after packet {position}: the file ends inside a packet")
     if frames:
         yield times, frames

@@ -1,0 +1,312 @@
+"""The running director in real namespaces: what goes out on the wire, what stays with the host, reload, and the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scapy.layers.l2 import Ether
+from topology import Host, Switch, eventually
+
+from glb.wire.gue import TunnelPacket, parse_tunnel
+
+pytestmark = [pytest.mark.netns, pytest.mark.bpf]
+
+SO_RCVBUFFORCE = 33
+VIP, VIP6 = "203.0.113.10", "2001:db8::10"
+
+
+class Director:
+    """glb-director on the host `director`, with a table of the hosts named."""
+
+    def __init__(self, net: Switch, folder: Path) -> None:
+        self.net, self.folder = net, folder
+        self.host = net["director"]
+        self.table = folder / "tables.json"
+        self.log = folder / "director.log"
+        self.config = folder / "director.toml"
+        self.config.write_text(f'interface = "eth0"\ntable = "{self.table}"\nannounce_device = "glb0"\n')
+        self.process: subprocess.Popen[str] | None = None
+        self.listeners: list[Listener] = []
+
+    def write_table(self, *proxies: str, **more: Any) -> None:
+        """Replaced whole, as glbctl does."""
+        backends = [{"ip": self.net[name].ipv4, "state": "active", "healthy": True} for name in proxies]
+        binds = [{"ip": ip, "proto": proto, "port": 80} for ip in (VIP, VIP6) for proto in ("tcp", "udp")]
+        table = {"name": "web", "hash_key": "00" * 16, "seed": "11" * 16, "binds": binds, "backends": backends}
+        self.replace_table(json.dumps({"tables": [table | more]}))
+
+    def replace_table(self, text: str) -> None:
+        temporary = self.table.with_suffix(".new")
+        temporary.write_text(text)
+        temporary.rename(self.table)
+
+    def start(self) -> Director:
+        command = [sys.executable, "-m", "glb.director.cli", "run", "--config", str(self.config)]
+        with self.log.open("w") as out:
+            self.process = self.host.start(*command, stderr=out, stdout=out)
+        eventually(lambda: self.ended() or "forwarding on" in self.log.read_text())
+        assert not self.ended(), self.log.read_text()
+        return self
+
+    def listen(self, name: str) -> Listener:
+        self.listeners.append(Listener(self.net[name]))
+        return self.listeners[-1]
+
+    def ended(self) -> bool:
+        return self.process is not None and self.process.poll() is not None
+
+    def signal(self, number: int) -> None:
+        """To the director itself, not to `ip netns exec` (which becomes it)."""
+        assert self.process is not None
+        os.kill(self.process.pid, number)
+
+    def get(self, path: str) -> str:
+        with self.host.inside(), urllib.request.urlopen(f"http://127.0.0.1:9523{path}", timeout=5) as answer:
+            return str(answer.read().decode())
+
+    def status(self) -> Any:
+        return json.loads(self.get("/status"))
+
+    def metric(self, name: str) -> float:
+        lines = [line for line in self.get("/metrics").splitlines() if line.startswith(name)]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
+class Listener:
+    """What arrives at a host's eth0 as a tunnel packet."""
+
+    def __init__(self, host: Host) -> None:
+        with host.inside():
+            self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
+            self.socket.bind(("eth0", 0))
+        self.socket.setblocking(False)
+
+    def next(self) -> tuple[Ether, TunnelPacket]:
+        """The next tunnel packet."""
+        return eventually(self._poll)
+
+    def _poll(self) -> tuple[Ether, TunnelPacket] | None:
+        while True:
+            try:
+                frame = self.socket.recv(65535)
+            except BlockingIOError:
+                return None
+            if frame[23] == 17 and frame[36:38] == (19523).to_bytes(2, "big"):
+                return Ether(frame), parse_tunnel(frame[14:])
+
+    def empty(self) -> bool:
+        return self._poll() is None
+
+
+@pytest.fixture
+def director(tmp_path: Path) -> Iterator[Director]:
+    with Switch("client", "director", "proxy1", "proxy2") as net:
+        client = net["client"]
+        client.run("ip", "route", "add", f"{VIP}/32", "via", net["director"].ipv4)
+        client.run("ip", "-6", "route", "add", f"{VIP6}/128", "via", net["director"].ipv6)
+        director = Director(net, tmp_path)
+        director.write_table("proxy1")
+        yield director
+        if director.process is not None and not director.ended():
+            director.signal(signal.SIGKILL)
+            director.process.wait(5)
+        for listener in director.listeners:
+            listener.socket.close()
+
+
+def send_udp(host: Host, address: str, port: int, payload: bytes = b"x" * 20) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with host.inside(), socket.socket(family, socket.SOCK_DGRAM) as sender:
+        sender.sendto(payload, (address, port))
+
+
+def reaches(client: Host, address: str, port: int) -> str:
+    """connected, refused or silence."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with client.inside(), socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.settimeout(0.3)
+        try:
+            probe.connect((address, port))
+        except ConnectionRefusedError:
+            return "refused"
+        except TimeoutError:
+            return "silence"
+        return "connected"
+
+
+def test_packets_for_a_bind_leave_as_tunnel_packets_to_the_proxy(director: Director) -> None:
+    net = director.net
+    listener = director.listen("proxy1")
+    director.start()
+    for vip, protocol in ((VIP, 4), (VIP6, 41)):
+        send_udp(net["client"], vip, 80)
+        frame, tunnel = listener.next()
+        assert frame.src == net["director"].mac and frame.dst == net["proxy1"].mac
+        assert str(tunnel.source) == net["director"].ipv4 and str(tunnel.destination) == net["proxy1"].ipv4
+        assert tunnel.gue.protocol == protocol and tunnel.inner.endswith(b"x" * 20)
+        assert tunnel.gue.hops == ()
+    assert director.metric("glb_director_packets_total") == 2
+    assert director.status()["tables"][0]["backends"][0]["packets"] == 2
+
+
+def test_what_is_not_for_a_bind_stays_with_the_host(director: Director) -> None:
+    net = director.net
+    director.start()
+    with director.host.inside(), socket.create_server(("0.0.0.0", 22)):
+        assert reaches(net["client"], director.host.ipv4, 22) == "connected"
+    assert reaches(net["client"], director.host.ipv4, 80) == "refused"
+    assert reaches(net["client"], director.host.ipv6, 80) == "refused"
+    net["client"].run("ping", "-c", "1", "-W", "2", director.host.ipv4)
+    net["client"].run("ip", "neigh", "del", director.host.ipv4, "dev", "eth0")
+    net["client"].run("ping", "-c", "1", "-W", "2", director.host.ipv4)  # ARP too
+    # A port of the VIP without a bind: the host's stack answers if the host has the address.
+    director.host.run("ip", "addr", "add", f"{VIP}/32", "dev", "lo")
+    assert reaches(net["client"], VIP, 81) == "refused"
+    assert reaches(net["client"], VIP, 80) == "silence"
+    assert director.metric("glb_director_drops_total") == 0
+
+
+def test_a_new_table_is_published_and_a_bad_one_refused(director: Director) -> None:
+    net = director.net
+    director.start()
+    before = director.status()["tables"][0]["digest"]
+    director.write_table("proxy2", "proxy1", backends=[{"ip": net["proxy2"].ipv4, "state": "active", "healthy": True}])
+    eventually(lambda: director.status()["tables"][0]["digest"] != before)
+    listener = director.listen("proxy2")
+    send_udp(net["client"], VIP, 80)
+    assert str(listener.next()[1].destination) == net["proxy2"].ipv4
+    good = director.status()["tables"]
+    director.replace_table('{"tables": [')
+    eventually(lambda: not director.status()["last_reload"]["ok"])
+    status = director.status()
+    assert status["tables"][0]["digest"] == good[0]["digest"]
+    assert "not JSON" in status["last_reload"]["error"] and str(director.table) in status["last_reload"]["error"]
+    assert director.metric("glb_table_reload_failures_total") == 1
+    send_udp(net["client"], VIP, 80)
+    listener.next()
+    # SIGHUP tries again.
+    director.signal(signal.SIGHUP)
+    eventually(lambda: director.metric("glb_table_reload_failures_total") == 2)
+
+
+def test_counters_survive_a_reload(director: Director) -> None:
+    listener = director.listen("proxy1")
+    director.start()
+    for _ in range(3):
+        send_udp(director.net["client"], VIP, 80)
+        listener.next()
+    before = director.status()["tables"][0]["digest"]
+    director.write_table("proxy1", "proxy2")
+    eventually(lambda: director.status()["tables"][0]["digest"] != before)
+    assert director.metric("glb_director_packets_total") == 3
+
+
+def test_no_packet_is_lost_while_tables_are_replaced(director: Director) -> None:
+    net = director.net
+    listener = director.listen("proxy1")
+    listener.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 26)
+    director.start()
+    sent = 0
+    for n in range(20):
+        director.write_table("proxy1", hash_key=f"{n:032x}")
+        for _ in range(200):
+            send_udp(net["client"], VIP, 80, sent.to_bytes(4, "big"))
+            sent += 1
+    arrived = {listener.next()[1].inner[28:32] for _ in range(sent)}
+    assert len(arrived) == sent
+    assert director.metric("glb_director_drops_total") == 0
+
+
+def test_the_next_hop_follows_the_neighbour(director: Director) -> None:
+    net = director.net
+    director.host.run("ip", "neigh", "del", net["proxy1"].ipv4, "dev", "eth0")  # found by ARP again
+    listener = director.listen("proxy1")
+    director.start()
+    send_udp(net["client"], VIP, 80)
+    assert listener.next()[0].dst == net["proxy1"].mac
+    director.host.run(
+        "ip", "neigh", "replace", net["proxy1"].ipv4, "lladdr", "02:99:00:00:0a:0a", "dev", "eth0", "nud", "permanent"
+    )
+    watcher = director.listen("proxy1")
+    net["proxy1"].run("ip", "link", "set", "eth0", "promisc", "on")
+
+    def moved() -> bool:
+        send_udp(net["client"], VIP, 80)
+        found = watcher._poll()
+        return found is not None and found[0].dst == "02:99:00:00:0a:0a"
+
+    eventually(moved)
+
+
+def test_a_proxy_that_cannot_be_reached_is_said_and_counted(director: Director) -> None:
+    director.write_table("proxy1", backends=[{"ip": "192.0.2.77", "state": "active", "healthy": True}])
+    director.start()
+    send_udp(director.net["client"], VIP, 80)
+    eventually(lambda: director.metric('glb_director_drops_total{reason="no_next_hop"}') == 1)
+    assert "no route" in director.status()["tables"][0]["backends"][0]["fault"]
+    assert director.metric("glb_backend_reachable") == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_behind(director: Director, number: signal.Signals) -> None:
+    director.start()
+    assert "xdp" in director.host.run("ip", "link", "show", "eth0")
+    assert ",UP" in director.host.run("ip", "link", "show", "glb0")
+    director.signal(number)
+    assert director.process is not None
+    code = director.process.wait(10)
+    assert code == (0 if number == signal.SIGTERM else -signal.SIGKILL), director.log.read_text()
+    eventually(lambda: "xdp" not in director.host.run("ip", "link", "show", "eth0"))
+    assert "glb0" not in director.host.run("ip", "link")
+    director.start()
+
+
+def test_a_second_director_on_the_interface_is_refused(director: Director) -> None:
+    director.start()
+    other = director.folder / "other.toml"
+    other.write_text(f'interface = "eth0"\ntable = "{director.table}"\nadmin = "127.0.0.1:9999"\n')
+    command = [sys.executable, "-m", "glb.director.cli", "run", "--config", str(other)]
+    process = director.host.start(*command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    _, message = process.communicate(timeout=20)
+    assert process.returncode == 1 and "another" in message and "Traceback" not in message, message
+    send_udp(director.net["client"], VIP, 80)
+    eventually(lambda: director.metric("glb_director_packets_total") == 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ('interface = "nothere"\ntable = "{table}"', "interface nothere is not there; there are: lo, eth0"),
+        ('interface = "lo"\ntable = "{table}"', "lo is no Ethernet interface"),
+        ('table = "{table}"', "$.interface: is missing"),
+        ('interface = "eth0"\ntable = "/nowhere.json"', "/nowhere.json"),
+        ('interface = "eth0"\ntable = "{table}"\nadmin = "192.0.2.1:9523"', "admin = 192.0.2.1:9523"),
+    ],
+)
+def test_a_start_that_cannot_work_says_why(director: Director, config: str, message: str) -> None:
+    director.config.write_text(config.format(table=director.table))
+    command = [sys.executable, "-m", "glb.director.cli", "run", "--config", str(director.config)]
+    process = director.host.start(*command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode in (1, 3) and message in said and "Traceback" not in said, said
+
+
+def test_get_never_changes_anything_and_posting_is_refused(director: Director) -> None:
+    director.start()
+    assert "/metrics" in director.get("/")
+    assert director.get("/healthz") == "ok\n" and director.get("/readyz") == "ready\n"
+    with pytest.raises(urllib.error.HTTPError) as caught, director.host.inside():
+        urllib.request.urlopen("http://127.0.0.1:9523/status", data=b"{}", timeout=5)
+    caught.value.close()
+    assert caught.value.code == 405
+    assert "00" * 16 not in director.get("/status"), "keys are never shown"
