@@ -73,9 +73,8 @@ def _table(iptc: ModuleType, name: str) -> Any:
         table.refresh()
     except iptc.IPTCError as error:
         raise DeviceError(
-            f"no legacy iptables table {name!r} here ({error}): run as root, on a kernel with "
-            f"CONFIG_IP_NF_IPTABLES_LEGACY and CONFIG_IP_NF_{name.upper()}. A kernel with nf_tables only needs the xdp engine, "
-            "which comes with a later version"
+            f"no legacy iptables table {name!r} here ({error}): run as root, on a kernel with IP_NF_IPTABLES_LEGACY "
+            f"and IP_NF_{name.upper()}. A kernel with nf_tables alone needs the xdp engine (in a later version)"
         ) from None
     return table
 

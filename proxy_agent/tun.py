@@ -16,10 +16,13 @@ from glb.errors import DeviceError
 
 TUNSETIFF = 0x400454CA
 IFF_TUN = 0x0001
+SCOPE_HOST = 254
+PLACEHOLDER = "127.71.76.66"  # "GLB" in the loopback prefix
 IFF_NO_PI = 0x1000  # bare IP packets, no header of the driver's
 
 # Before the device comes up: it has no addresses and asks nobody for any; replies leave by other interfaces.
 # rp_filter 2: loose. The greater of conf/all and this counts, so strict filtering for all does not reach the device.
+# Loose filtering drops everything on a device without any IPv4 address, so it gets one that nobody can collide with.
 SYSCTLS = {
     "ipv4/conf/{}/rp_filter": "2",
     "ipv6/conf/{}/addr_gen_mode": "1",
@@ -46,7 +49,9 @@ def create(name: str) -> int:
             with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
                 Path("/proc/sys/net", path.format(name)).write_text(value)
         with IPRoute() as ipr:
-            ipr.link("set", index=ipr.link_lookup(ifname=name)[0], state="up")
+            index = ipr.link_lookup(ifname=name)[0]
+            ipr.addr("add", index=index, address=PLACEHOLDER, prefixlen=32, scope=SCOPE_HOST)
+            ipr.link("set", index=index, state="up")
     except (OSError, NetlinkError) as error:
         os.close(fd)
         code = error.errno if isinstance(error, OSError) else error.code

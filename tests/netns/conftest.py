@@ -1,0 +1,52 @@
+"""Fixtures of the network tests, and the clean-up of what killed earlier runs left behind.
+
+What a missing capability leads to is decided in tests/conftest.py; the netfilter tests need more than namespaces.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # `pytest` alone does not look for packages where it is started
+
+from tests.netns import topology
+
+
+@pytest.fixture(scope="session", autouse=True)
+def swept() -> None:
+    """Namespaces of test processes that were killed are gone."""
+    if os.geteuid() == 0:
+        topology.sweep()
+
+
+@pytest.fixture(scope="session")
+def netfilter() -> None:
+    """Legacy iptables, NFQUEUE and TUN work here; else a skip, or a failure where GLB_REQUIRE names netns."""
+    reason = _netfilter_reason()
+    if reason is None:
+        return
+    if "netns" in os.environ.get("GLB_REQUIRE", "").split(","):
+        pytest.fail(f"GLB_REQUIRE names netns, but: {reason}", pytrace=False)
+    pytest.skip(f"netfilter engine: {reason}")
+
+
+def _netfilter_reason() -> str | None:
+    if not Path("/dev/net/tun").exists():
+        return "there is no /dev/net/tun"
+    with topology.Switch("probe") as net:
+        program = (
+            "from proxy_agent import netfilter; from proxy_agent._verdict import Engine, Settings; "
+            "netfilter.install('eth0', 19523, 1); Engine(1, 1, Settings(['192.0.2.1'])).open()"
+        )
+        done = subprocess.run(
+            ["ip", "netns", "exec", net["probe"].namespace, sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+    return None if done.returncode == 0 else done.stderr.strip().rpartition("\n")[2]
