@@ -272,7 +272,8 @@ def _leading_integer(text: str) -> int:
     end = digits
     while end < len(text) and text[end] in "0123456789":
         end += 1
-    return int(text[:end][:6]) if end > digits else 0
+    value = int(text[digits:end].lstrip("0")[:6] or "0")  # six digits are too long a prefix already
+    return -value if text.startswith("-") else value
 
 
 def _read_ports(given: dict[str, object], path: str, fields: Fields) -> tuple[int, int] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import json
+import re
 import string
 from collections.abc import Collection
 
@@ -12,6 +13,9 @@ from glb.errors import ConfigError, Problem
 from glb.table.document import Mapping
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_MAX_SHOWN = 48  # characters of a value in a message
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]{1,48}")
 
 _TYPE_NAMES: tuple[tuple[type, str], ...] = (
     (bool, "true or false"),
@@ -29,9 +33,19 @@ def type_name(value: object) -> str:
 
 
 def shown(value: object) -> str:
-    """The value as it stands in the file, cut to a length that fits a message."""
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 48 else text[:45] + "..."
+    """A scalar as it stands in the file, cut to a length that fits a message; of anything else, its type."""
+    if isinstance(value, (dict, list)):
+        return type_name(value)
+    try:
+        text = json.dumps(value, default=str)
+    except ValueError:  # an integer of thousands of digits
+        return "a very large integer"
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
+
+
+def member(path: str, key: str) -> str:
+    """The path of a member of an object; odd keys are quoted, so that they can neither mislead nor spoil a line."""
+    return f"{path}.{key}" if _PLAIN_KEY.fullmatch(key) else f"{path}[{shown(key)}]"
 
 
 def listed(words: Collection[str]) -> str:
@@ -81,9 +95,9 @@ class Fields:
         known = (*required, *optional)
         for key in value:
             if key not in known:
-                self.tolerate(f"{path}.{key}", f"unknown key{closest(key, known)}", "ignored")
+                self.tolerate(member(path, key), f"unknown key{closest(key, known)}", "ignored")
         for key in value.repeated if isinstance(value, Mapping) else ():
-            self.tolerate(f"{path}.{key}", "is given more than once", "the last one counts")
+            self.tolerate(member(path, key), "is given more than once", "the last one counts")
         for key in required:
             if key not in value:
                 self.problem(f"{path}.{key}", "is missing")
