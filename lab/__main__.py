@@ -56,10 +56,10 @@ def up(bare: bool) -> None:
         click.echo(picture.draw())
         click.echo(picture.invitation(lab.prefix))
         click.echo(f"Logs and configurations: {lab.home}. Ctrl-C removes everything.")
-        known = list(lab.programs)
+        running = list(lab.programs)
         while not ended.wait(1.0):
-            for program in [each for each in known if not each.running]:
-                known.remove(program)
+            for program in [each for each in running if not each.running]:
+                running.remove(program)
                 click.echo(f"lab: ended: {program.last_words()}", err=True)
         click.echo("removing the lab", err=True)
 

@@ -54,7 +54,7 @@ def _report(screen: Screen, spread_found: Spread, outcome: Outcome) -> None:
     steps.add_column("GLB", justify="right")
     steps.add_column("plain ECMP", justify="right")
     for title, by_glb, by_ecmp in outcome.per_change:
-        steps.add_row(title, str(by_glb), str(by_ecmp))
+        steps.add_row(title, str(by_glb), "no director" if by_ecmp is None else str(by_ecmp))
     screen.table(steps)
 
     table = Table(title="In all", title_justify="left", title_style="bold")
@@ -98,7 +98,4 @@ def _verdict(screen: Screen, lab: Lab, spread_found: Spread, outcome: Outcome, g
         return
     for what in outcome.failures[:_SHOWN_FAILURES]:
         screen.console.print(f"  {what}", highlight=False)
-    screen.console.print(f"The logs are in {lab.home}; the ends of those of GLB's own programs:")
-    for program in lab.programs:
-        if program.name.startswith("glb-"):
-            screen.console.print(program.last_words(), highlight=False, markup=False)
+    screen.console.print(f"The logs and configurations of every host stay in {lab.home} until the next lab.")

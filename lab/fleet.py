@@ -62,7 +62,12 @@ class Fleet:
         wanted = set(names)
         running = [program for name, program in self.directors.items() if name in wanted]
         what = f"the router to send the VIP to {', '.join(sorted(wanted))}"
-        until(lambda: self.announcing() == wanted, what, timeout_s, needs=running)
+
+        def announced() -> bool:
+            self.lab.check()
+            return self.announcing() == wanted
+
+        until(announced, what, timeout_s, needs=running)
 
     def kill(self, director: plan.Host) -> None:
         """``kill -9`` a glb-director; return when the router has taken it out."""

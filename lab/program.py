@@ -62,8 +62,10 @@ class Program:
         self.argv = list(argv)
         self.log = log
         self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False
 
     def start(self) -> Program:
+        self._stopped = False
         with self.log.open("ab") as log:
             # A session of its own: Ctrl-C in the terminal is for the lab, which then ends its programs in order.
             self._process = subprocess.Popen(
@@ -81,9 +83,9 @@ class Program:
         return self._process is not None and self._process.poll() is None
 
     def check(self) -> None:
-        """``LabError`` with the program's last lines if it has ended."""
-        if self._process is not None and self._process.poll() is not None:
-            raise LabError(f"ended by itself ({self._process.returncode}): {self.last_words()}")
+        """``LabError`` with the program's last lines if it has ended, and not by ``stop``."""
+        if self._process is not None and not self._stopped and self._process.poll() is not None:
+            raise LabError(f"a program ended by itself ({self._process.returncode}): {self.last_words()}")
 
     def send(self, number: signal.Signals) -> None:
         if self._process is not None:
@@ -94,6 +96,7 @@ class Program:
         """End the program, with SIGKILL if it does not follow within ``timeout_s``."""
         if self._process is None:
             return
+        self._stopped = True
         self.send(number)
         try:
             self._process.wait(timeout_s)

@@ -40,19 +40,21 @@ class Lab:
         self.prefix, lock = _claim()
         self.home = RUN_ROOT / self.prefix
         self._reaper = _start_reaper(self.home, lock)
-        self._keep_logs = True
+        self._keep_logs = False
         self.programs: list[Program] = []
 
     def __enter__(self) -> Lab:
         try:
             self._build()
         except BaseException:
+            self._keep_logs = True
             self.close()
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._keep_logs = kind is not None and not issubclass(kind, KeyboardInterrupt)
+        if kind is not None and not issubclass(kind, KeyboardInterrupt):
+            self._keep_logs = True
         self.close()
 
     def close(self) -> None:
@@ -67,7 +69,13 @@ class Lab:
             each.stop()  # dead already: this only collects them
 
     def keep_logs(self) -> None:
+        """Leave the run directory when the lab goes."""
         self._keep_logs = True
+
+    def check(self) -> None:
+        """``LabError`` with the last lines of a program that should run and does not."""
+        for each in self.programs:
+            each.check()
 
     def namespace(self, host: str) -> str:
         return f"{self.prefix}-{host}"

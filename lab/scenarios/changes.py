@@ -45,7 +45,7 @@ class Outcome:
     glb: Counts = field(default_factory=Counts)
     ecmp: Counts = field(default_factory=Counts)
     new: Counts = field(default_factory=Counts)
-    per_change: list[tuple[str, int, int]] = field(default_factory=list)  # title, broken by GLB, by plain ECMP
+    per_change: list[tuple[str, int, int | None]] = field(default_factory=list)  # title, broken by GLB, by plain ECMP
     downloads_on_drained: int = 0  # downloads that the drained proxy was serving when it was drained
     new_while_drained: Counter[str] = field(default_factory=Counter)  # short requests begun while it was, by proxy
     syns_on_drained: int = 0  # what its agent counted meanwhile
@@ -118,8 +118,8 @@ class Story:
         self.screen.say(change.title)
         change.glb()
         self._dwell()
-        after = self._broken(GLB), self._broken(ECMP)
-        self.outcome.per_change.append((change.title, after[0] - broken[0], after[1] - broken[1]))
+        by_glb, by_ecmp = self._broken(GLB) - broken[0], self._broken(ECMP) - broken[1]
+        self.outcome.per_change.append((change.title, by_glb, None if change.ecmp_proxies is None else by_ecmp))
 
     def _drain(self) -> None:
         self.outcome.downloads_on_drained = self.load.proxies(GLB)[DRAINED.name]
@@ -161,6 +161,7 @@ class Story:
 
     def _until(self, condition: Callable[[], bool], what: str) -> None:
         def checked() -> bool:
+            self.lab.check()
             self.load.check()
             return condition()
 

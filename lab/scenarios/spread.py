@@ -48,6 +48,7 @@ def run(fleet: Fleet, load: Load, screen: Screen, count: int = 3000) -> Spread:
     load.send("requests", group=GROUP, vips=vips, count=count, at_once=_AT_ONCE)
 
     def finished() -> bool:
+        fleet.lab.check()
         load.check()
         counts = load.counts(GROUP)
         return counts.done + counts.broken + counts.corrupt == count

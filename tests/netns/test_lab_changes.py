@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import dpkt
 import pytest
 from rich.console import Console
 
 from glb.wire.gue import parse_tunnel
-from lab import plan
+from lab import picture, plan
 from lab.fleet import Fleet
 from lab.load import Load
 from lab.program import until
 from lab.scenarios import changes, spread
 from lab.screen import Screen
 from lab.site import Lab
+
+REPOSITORY = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.netns, pytest.mark.bpf]
 
@@ -62,6 +67,7 @@ def test_tunnel_packets_on_the_wire_name_the_proxy_and_its_two_hops(fleet: Fleet
         vips = [str(address) for address in plan.GLB_VIP.addresses]
         load.send("requests", group="dumped", vips=vips, count=60, at_once=4)
         until(lambda: not dump.running, "20 tunnel packets", 10)
+    dump.stop()
     with capture.open("rb") as file:
         frames = [frame for _, frame in dpkt.pcap.Reader(file)]
     assert len(frames) == 20
@@ -71,6 +77,21 @@ def test_tunnel_packets_on_the_wire_name_the_proxy_and_its_two_hops(fleet: Fleet
         assert tunnel.destination == proxy.v4
         assert set(tunnel.gue.hops) == {other.v4 for other in others}
         assert tunnel.gue.next_hop == 0
+
+
+def test_every_command_that_make_lab_proposes_works(fleet: Fleet) -> None:
+    lines = picture.invitation(fleet.lab.prefix).splitlines()
+    commands = [line.partition("exec ")[2].partition("     (")[0].split() for line in lines if "exec " in line]
+    quiet = {"tcpdump"}  # waits for packets; the test above has it
+    commands = [command for command in commands if command[1] not in quiet]
+    assert len(commands) >= 5
+    for command in commands:
+        argv = [sys.executable, "-m", "lab", "exec", "--lab", fleet.lab.prefix, *command]
+        done = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=20)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        assert done.stdout.strip(), command
+    for verb in ("fill", "activate"):  # one of them drained a proxy
+        fleet.change(verb, changes.DRAINED)
 
 
 def test_nothing_breaks_through_drain_kill_fill_and_add(fleet: Fleet, load: Load, screen: Screen) -> None:
