@@ -45,7 +45,7 @@ def extensions() -> list[Extension]:
             [source_of(module)],
             include_dirs=["bpf", "glb"],
             libraries=libraries,
-            depends=HEADERS + [str(p.relative_to(ROOT)) for p in ROOT.glob("glb/*.pxd")],
+            depends=HEADERS + [str(p.relative_to(ROOT)) for p in ROOT.glob("*/*.pxd")],
             extra_compile_args=["-Wall", "-Wno-unused-function", *COMPILE_ARGS],
             extra_link_args=LINK_ARGS,
         )

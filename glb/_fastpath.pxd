@@ -59,6 +59,7 @@ cdef enum:
     NO_HOP = 0xffff       # unused entry of a row
     MAX_LIST = 8          # hops of a row and of its alternative row
     MESSAGE_BYTES = 40    # longest hash message is 36
+    NEXT_HOP_KNOWN_BIT = 48  # of Backend.next_hop
 
 
 cdef enum HashField:

@@ -1,6 +1,6 @@
 """Rendezvous hashing: the order of backends per row, and the rows that a row rule makes of it (docs/protocol/table.md).
 
-Read from the top: hash one row, select its best candidates, derive its hops, then the three loops over all rows. A hash
+Read from the top: hash one row, select its best candidates, derive its hops; then the loops over all rows. A hash
 here is the *rank* of a backend in a row: its 8 SipHash output bytes read as a big-endian number; the smallest is first.
 """
 
@@ -110,7 +110,9 @@ cdef void rank_row(SipKey seed, uint64_t row_seed, const Addresses* addresses, u
         ranks[i] = __builtin_bswap64(v0 ^ v1 ^ v2 ^ v3)
 
 
-cdef void select_best(const uint64_t* ranks, Py_ssize_t count, uint16_t* best, uint64_t* best_ranks, Py_ssize_t keep) noexcept nogil:
+cdef void select_best(
+    const uint64_t* ranks, Py_ssize_t count, uint16_t* best, uint64_t* best_ranks, Py_ssize_t keep
+) noexcept nogil:
     """The `keep` (<= count) lowest ranks in order, by insertion; a tie keeps the lower index first."""
     cdef Py_ssize_t i, at, filled = 0
     cdef uint64_t rank
@@ -131,7 +133,9 @@ cdef void select_best(const uint64_t* ranks, Py_ssize_t count, uint16_t* best, u
         best[at] = <uint16_t>i
 
 
-cdef bint first_usable_row(const uint16_t* order, Py_ssize_t known, const uint8_t* kinds, bint any_usable, Py_ssize_t hops, uint16_t* row) noexcept nogil:
+cdef bint first_usable_row(
+    const uint16_t* order, Py_ssize_t known, const uint8_t* kinds, bint any_usable, Py_ssize_t hops, uint16_t* row
+) noexcept nogil:
     """Hops by first_usable from the first `known` backends of the order; False: more of the order is needed."""
     cdef Py_ssize_t i, at, primary = -1, filled = 0
     cdef int group
@@ -164,7 +168,9 @@ cdef bint first_usable_row(const uint16_t* order, Py_ssize_t known, const uint8_
     return True
 
 
-cdef bint glb2_row(const uint16_t* order, Py_ssize_t known, const uint8_t* kinds, Py_ssize_t hops, uint16_t* row) noexcept nogil:
+cdef bint glb2_row(
+    const uint16_t* order, Py_ssize_t known, const uint8_t* kinds, Py_ssize_t hops, uint16_t* row
+) noexcept nogil:
     """Hops (at most two) exactly as GLB's builder makes them; False: more of the order is needed."""
     cdef Py_ssize_t i, filled = 0
     for i in range(known):
@@ -180,7 +186,9 @@ cdef bint glb2_row(const uint16_t* order, Py_ssize_t known, const uint8_t* kinds
     return True
 
 
-cdef bint owners_row(const uint16_t* order, Py_ssize_t known, const uint8_t* kinds, const uint16_t* row, Py_ssize_t stride, uint16_t* owners) noexcept nogil:
+cdef bint owners_row(
+    const uint16_t* order, Py_ssize_t known, const uint8_t* kinds, const uint16_t* row, Py_ssize_t stride, uint16_t* owners
+) noexcept nogil:
     """Those hops of a row that may hold its flows, as far as states tell; False: more of the order is needed.
 
     The primary does; so do draining backends before it in the order, which it displaced, and those that a filling
@@ -235,7 +243,9 @@ cdef class _Backends:
         self.ranks = <uint64_t*>malloc(count * sizeof(uint64_t))
         self.best_ranks = <uint64_t*>malloc(count * sizeof(uint64_t))
         self.best = <uint16_t*>malloc(count * sizeof(uint16_t))
-        if not (self.addresses.low and self.addresses.high and self.addresses.length and self.ranks and self.best_ranks and self.best):
+        if not (self.addresses.low and self.addresses.high and self.addresses.length):
+            raise MemoryError
+        if not (self.ranks and self.best_ranks and self.best):
             raise MemoryError
         for i in range(count):
             address = addresses[i]
@@ -318,7 +328,16 @@ def candidates(bytes seed, list addresses, Py_ssize_t n_rows, Py_ssize_t keep):
     return result
 
 
-def derive(bytes seed, list addresses, array.array order, Py_ssize_t keep, bytes kinds, Py_ssize_t hops, Py_ssize_t stride, bint glb2):
+def derive(
+    bytes seed,
+    list addresses,
+    array.array order,
+    Py_ssize_t keep,
+    bytes kinds,
+    Py_ssize_t hops,
+    Py_ssize_t stride,
+    bint glb2,
+):
     """The rows that a row rule makes of a cached order -> array('H') of rows * stride, unused entries NO_BACKEND.
 
     order: what `candidates` gave for the same seed and addresses with this `keep`; kinds: one byte of KIND_ flags per
@@ -365,7 +384,15 @@ def derive(bytes seed, list addresses, array.array order, Py_ssize_t keep, bytes
     return result
 
 
-def owners(bytes seed, list addresses, array.array order, Py_ssize_t keep, bytes kinds, array.array indexes, Py_ssize_t stride):
+def owners(
+    bytes seed,
+    list addresses,
+    array.array order,
+    Py_ssize_t keep,
+    bytes kinds,
+    array.array indexes,
+    Py_ssize_t stride,
+):
     """Derived rows, reduced to the hops that may hold flows of their row -> array('H') of rows * stride, else NO_BACKEND.
 
     The first five as `derive` takes them; indexes: what it gave.

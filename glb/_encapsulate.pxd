@@ -1,0 +1,134 @@
+"""From a flow to the tunnel packet: hash, row, hops, and the front that is put before the frame (docs/protocol/gue.md)."""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from glb._fastpath cimport (
+    GLB_DROP_NO_BACKEND, GLB_DROP_NO_NEXT_HOP, GLB_DROP_TOO_BIG, GLB_FORWARD, HASH_DST_ADDR, HASH_DST_PORT,
+    HASH_SRC_ADDR, HASH_SRC_PORT, MAX_LIST, MESSAGE_BYTES, NEXT_HOP_KNOWN_BIT, NO_HOP, Backend, Counters, Packet, Plan,
+    Table,
+)
+from glb._siphash cimport siphash24
+from glb._wire cimport (
+    GLB_ETH_P_IP, GLB_GUE_PORT, GLB_OUTER_TTL, GLB_PROTO_UDP, GLB_SOURCE_PORT_BASE, fold_checksum, store_be16,
+)
+
+
+cdef enum:
+    FRONT_ETHERNET_BYTES = 14
+    FRONT_IPV4_BYTES = 20
+    OVERHEAD_BYTES = 36     # outer IPv4, UDP, GUE and private data header; 4 more for each hop after the first
+
+
+# ---- hash: the flow's chosen fields -> 64 bits ---------------------------------------------------------------------
+
+cdef inline uint64_t flow_hash(const Table* table, const Packet* packet, uint32_t fields) noexcept nogil:
+    """SipHash-2-4 over the fields in their fixed order (docs/protocol/table.md, flow hash)."""
+    cdef uint8_t message[MESSAGE_BYTES]
+    cdef size_t length = 0
+    if fields == HASH_SRC_ADDR:
+        return siphash24(table.hash_key, packet.source, packet.address_bytes)
+    if fields & HASH_SRC_ADDR:
+        memcpy(message, packet.source, packet.address_bytes)
+        length = packet.address_bytes
+    if fields & HASH_DST_ADDR:
+        memcpy(message + length, packet.destination, packet.address_bytes)
+        length += packet.address_bytes
+    if fields & HASH_SRC_PORT:
+        memcpy(message + length, packet.ports, 2)
+        length += 2
+    if fields & HASH_DST_PORT:
+        memcpy(message + length, packet.ports + 2, 2)
+        length += 2
+    return siphash24(table.hash_key, message, length)
+
+
+# ---- row: hash -> hops ---------------------------------------------------------------------------------------------
+
+cdef inline const uint16_t* row_of(const Table* table, uint64_t hash) noexcept nogil:
+    return table.rows + (<uint32_t>hash & table.row_mask) * table.stride
+
+
+cdef inline int list_hops(const Plan* plan, const Table* table, const Packet* packet, uint16_t* hops) noexcept nogil:
+    """Backend indexes of the packet's row, then of its alternative row; returns how many."""
+    cdef const uint16_t* row = row_of(table, packet.hash)
+    cdef int n = 0
+    cdef uint32_t i
+    cdef int k
+    for i in range(table.stride):
+        if row[i] == NO_HOP:
+            break
+        hops[n] = row[i]
+        n += 1
+    if not plan.alt_hash_fields:
+        return n
+    row = row_of(table, flow_hash(table, packet, plan.alt_hash_fields))
+    for i in range(table.stride):
+        if row[i] == NO_HOP:
+            break
+        if not table.keep_duplicates:
+            for k in range(n):
+                if hops[k] == row[i]:
+                    break
+            else:
+                hops[n] = row[i]
+                n += 1
+            continue
+        hops[n] = row[i]
+        n += 1
+    return n
+
+
+# ---- encapsulate: front before the packet --------------------------------------------------------------------------
+
+cdef inline uint8_t encapsulate(const Plan* plan, Packet* packet, Counters* counters) noexcept nogil:
+    cdef const Table* table = &plan.tables[packet.table]
+    cdef uint16_t hops[MAX_LIST]
+    cdef int n = list_hops(plan, table, packet, hops)
+    if n == 0:
+        return GLB_DROP_NO_BACKEND
+    cdef const Backend* primary = &table.backends[hops[0]]
+    cdef uint32_t further = n - 1
+    cdef uint32_t overhead = OVERHEAD_BYTES + 4 * further
+    cdef uint32_t outer_length = overhead + packet.ip_length
+    if outer_length > primary.mtu_bytes:
+        return GLB_DROP_TOO_BIG
+    cdef uint64_t next_hop = primary.next_hop
+    if not (next_hop >> NEXT_HOP_KNOWN_BIT) & 1:
+        return GLB_DROP_NO_NEXT_HOP
+    cdef uint8_t* ip = packet.frame + FRONT_ETHERNET_BYTES - overhead
+    cdef uint8_t* ethernet = ip - FRONT_ETHERNET_BYTES
+    cdef uint32_t i
+    if plan.source_from_frame:
+        # The front ends where the frame's own Ethernet header did: copy its destination before that is overwritten.
+        memcpy(ethernet + 6, packet.frame, 6)
+    else:
+        memcpy(ethernet + 6, plan.source_mac, 6)
+    memcpy(ethernet, &next_hop, 6)
+    store_be16(ethernet + 12, GLB_ETH_P_IP)
+    ip[0] = 0x45
+    ip[1] = 0
+    store_be16(ip + 2, outer_length)
+    store_be16(ip + 4, 0)
+    store_be16(ip + 6, 0x4000)  # don't fragment
+    ip[8] = GLB_OUTER_TTL
+    ip[9] = GLB_PROTO_UDP
+    store_be16(ip + 10, fold_checksum(plan.fixed_sum + primary.address_sum + outer_length))
+    memcpy(ip + 12, plan.source_ip, 4)
+    memcpy(ip + 16, primary.address, 4)
+    store_be16(ip + 20, GLB_SOURCE_PORT_BASE | ((<uint16_t>packet.hash ^ packet.hint) & 0x7fff))
+    store_be16(ip + 22, GLB_GUE_PORT)
+    store_be16(ip + 24, outer_length - FRONT_IPV4_BYTES)
+    store_be16(ip + 26, 0)  # no UDP checksum: the inner packet has its own (RFC 6935 does not concern IPv4)
+    ip[28] = 1 + further
+    ip[29] = packet.inner_protocol
+    memset(ip + 30, 0, 5)  # GUE flags, private data type, next hop
+    ip[35] = further
+    for i in range(further):
+        memcpy(ip + OVERHEAD_BYTES + 4 * i, table.backends[hops[1 + i]].address, 4)
+    counters.tables[2 * packet.table] += 1
+    counters.tables[2 * packet.table + 1] += packet.length
+    counters.backends[primary.counter] += 1
+    packet.length += overhead
+    packet.frame = ethernet
+    return GLB_FORWARD

@@ -1,0 +1,321 @@
+"""From a frame to its flow and table, or to the verdict that ends its way: bounds, headers, binds (docs/protocol/binds.md).
+
+bpf/director.bpf.c follows these functions one by one; tests/parity/ holds the two together.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from glb._fastpath cimport (
+    GLB_DROP_FRAGMENT, GLB_DROP_MALFORMED, GLB_DROP_TRUNCATED, GLB_FORWARD, GLB_HOST, GLB_MAX_EXTENSION_HEADERS,
+    GLB_MAX_LENGTHS, GLB_MAX_PROBES, GLB_NO_TABLE, GLB_PREFIX_SLOTS, HASH_DST_PORT, HASH_SRC_PORT, Packet, Plan,
+    glb_binds, glb_prefix, glb_prefix_slot,
+)
+from glb._wire cimport (
+    GLB_ETH_P_IP, GLB_ETH_P_IPV6, GLB_PROTO_ICMP, GLB_PROTO_ICMPV6, GLB_PROTO_IPIP, GLB_PROTO_IPV6, GLB_PROTO_TCP,
+    GLB_PROTO_UDP, Cursor, left, load_be16, load_be32, take,
+)
+
+
+cdef enum:
+    ETHERNET_BYTES = 14
+    IPV4_BYTES = 20
+    IPV6_BYTES = 40
+    PORT_BYTES = 4
+    ICMP_BYTES = 8
+    FRAGMENT_OFFSET = 0x1fff
+    IPV4_FAMILY = 0         # index into glb_binds.lengths
+    IPV6_FAMILY = 1
+    # IPv6 next headers that are walked past (RFC 8200 section 4)
+    HOP_BY_HOP = 0
+    ROUTING = 43
+    FRAGMENT = 44
+    DESTINATION_OPTIONS = 60
+
+
+# ---- classify: address, protocol, port -> table --------------------------------------------------------------------
+
+cdef inline const glb_prefix* find_prefix(const glb_binds* binds, uint64_t high, uint64_t low, int family) noexcept nogil:
+    """The longest bound prefix that holds an address, or NULL: the address is no VIP."""
+    cdef const glb_prefix* slot
+    cdef uint64_t masked_high, masked_low
+    cdef uint32_t at, length
+    cdef int i, probe
+    for i in range(GLB_MAX_LENGTHS):
+        length = binds.lengths[family][i]
+        if length == 0xff:
+            return NULL
+        if length > 64:
+            masked_high = high
+            masked_low = low & (<uint64_t>0xffffffffffffffff << (128 - length))
+        else:
+            masked_high = high & (<uint64_t>0xffffffffffffffff << (64 - length)) if length else 0
+            masked_low = 0
+        at = glb_prefix_slot(masked_high, masked_low, length, binds.seed)
+        for probe in range(GLB_MAX_PROBES):
+            slot = &binds.slots[(at + probe) & (GLB_PREFIX_SLOTS - 1)]
+            if not slot.used:
+                break
+            if slot.low == masked_low and slot.high == masked_high and slot.length == length:
+                return slot
+    return NULL
+
+
+cdef inline const glb_prefix* find_ipv4(const glb_binds* binds, const uint8_t* address) noexcept nogil:
+    return find_prefix(binds, 0, (<uint64_t>0xffff << 32) | load_be32(address), IPV4_FAMILY)
+
+
+cdef inline const glb_prefix* find_ipv6(const glb_binds* binds, const uint8_t* address) noexcept nogil:
+    cdef uint64_t high = (<uint64_t>load_be32(address) << 32) | load_be32(address + 4)
+    cdef uint64_t low = (<uint64_t>load_be32(address + 8) << 32) | load_be32(address + 12)
+    if high == 0 and low >> 32 == 0xffff:  # IPv4-mapped: in the bind table these are the IPv4 prefixes
+        return NULL
+    return find_prefix(binds, high, low, IPV6_FAMILY)
+
+
+cdef inline uint32_t find_table(const glb_binds* binds, const glb_prefix* prefix, uint32_t protocol, uint32_t port) noexcept nogil:
+    """Table of a protocol and port (host order) at a VIP, or GLB_NO_TABLE."""
+    cdef uint32_t key = (protocol << 16) | port
+    cdef uint32_t low = prefix.first_segment
+    cdef uint32_t high = low + prefix.n_segments
+    cdef uint32_t middle
+    while low < high:
+        middle = (low + high) >> 1
+        if binds.segments[middle].last < key:
+            low = middle + 1
+        else:
+            high = middle
+    if low < prefix.first_segment + prefix.n_segments and binds.segments[low].first <= key:
+        return binds.segments[low].table
+    return GLB_NO_TABLE
+
+
+# ---- parse: frame -> flow and table, or the verdict ----------------------------------------------------------------
+
+cdef inline uint8_t parse(const Plan* plan, Packet* packet) noexcept nogil:
+    """Fill in the packet's flow and table. Anything but GLB_FORWARD ends its way here."""
+    cdef Cursor cursor
+    cursor.at = packet.frame
+    cursor.end = packet.frame + packet.length
+    cdef const uint8_t* ethernet = take(&cursor, ETHERNET_BYTES)
+    if ethernet == NULL:
+        return GLB_HOST
+    cdef uint16_t ethertype = load_be16(ethernet + 12)
+    if ethertype == GLB_ETH_P_IP:
+        return parse_ipv4(plan, packet, cursor)
+    if ethertype == GLB_ETH_P_IPV6:
+        return parse_ipv6(plan, packet, cursor)
+    return GLB_HOST
+
+
+cdef inline uint8_t parse_ipv4(const Plan* plan, Packet* packet, Cursor cursor) noexcept nogil:
+    cdef size_t available = left(&cursor)
+    cdef const uint8_t* start = cursor.at
+    cdef const uint8_t* header = take(&cursor, IPV4_BYTES)
+    if header == NULL:
+        return GLB_HOST
+    cdef const glb_prefix* prefix = find_ipv4(plan.binds, header + 16)
+    if prefix == NULL:
+        return GLB_HOST
+    # From here on the packet is for a VIP: what is wrong with it is counted.
+    cdef size_t header_bytes = (header[0] & 0x0f) * 4
+    cdef size_t total = load_be16(header + 2)
+    if header[0] >> 4 != 4 or header_bytes < IPV4_BYTES or total < header_bytes:
+        return GLB_DROP_MALFORMED
+    if total > available:
+        return GLB_DROP_TRUNCATED
+    cursor.at = start + header_bytes
+    cursor.end = start + total  # Ethernet padding is no part of the packet
+    packet.ip_length = total
+    packet.inner_protocol = GLB_PROTO_IPIP
+    packet.address_bytes = 4
+    packet.source = header + 12
+    packet.destination = header + 16
+    packet.hint = load_be16(header + 4)
+    if load_be16(header + 6) & FRAGMENT_OFFSET:
+        return classify_later_fragment(plan, packet, prefix, header[9], GLB_PROTO_ICMP)
+    if header[9] == GLB_PROTO_ICMP:
+        return parse_icmpv4(plan, packet, prefix, cursor)
+    return parse_ports(plan, packet, prefix, header[9], cursor)
+
+
+cdef inline uint8_t parse_ipv6(const Plan* plan, Packet* packet, Cursor cursor) noexcept nogil:
+    cdef size_t available = left(&cursor)
+    cdef const uint8_t* header = take(&cursor, IPV6_BYTES)
+    cdef const uint8_t* extension
+    if header == NULL:
+        return GLB_HOST
+    cdef const glb_prefix* prefix = find_ipv6(plan.binds, header + 24)
+    if prefix == NULL:
+        return GLB_HOST
+    cdef size_t total = load_be16(header + 4) + IPV6_BYTES
+    if header[0] >> 4 != 6:
+        return GLB_DROP_MALFORMED
+    if total > available:
+        return GLB_DROP_TRUNCATED
+    cursor.end = header + total
+    packet.ip_length = total
+    packet.inner_protocol = GLB_PROTO_IPV6
+    packet.address_bytes = 16
+    packet.source = header + 8
+    packet.destination = header + 24
+    packet.hint = load_be16(header + 2)  # the flow label's low 16 bits
+    cdef uint8_t protocol = header[6]
+    cdef bint later_fragment = False
+    cdef uint8_t verdict = walk_extensions(&cursor, &protocol, &later_fragment)
+    if verdict != GLB_FORWARD:
+        return verdict
+    if later_fragment:
+        return classify_later_fragment(plan, packet, prefix, protocol, GLB_PROTO_ICMPV6)
+    if protocol == GLB_PROTO_ICMPV6:
+        return parse_icmpv6(plan, packet, prefix, cursor)
+    return parse_ports(plan, packet, prefix, protocol, cursor)
+
+
+cdef inline uint8_t walk_extensions(Cursor* cursor, uint8_t* protocol, bint* later_fragment) noexcept nogil:
+    """Move past IPv6 extension headers (RFC 8200 section 4); `protocol` becomes the first that is none."""
+    cdef const uint8_t* extension
+    cdef int i
+    for i in range(GLB_MAX_EXTENSION_HEADERS + 1):
+        if protocol[0] != HOP_BY_HOP and protocol[0] != ROUTING and protocol[0] != FRAGMENT \
+                and protocol[0] != DESTINATION_OPTIONS:
+            return GLB_FORWARD
+        if i == GLB_MAX_EXTENSION_HEADERS:
+            break
+        extension = take(cursor, 8)
+        if extension == NULL:
+            return GLB_DROP_TRUNCATED
+        if protocol[0] == FRAGMENT:
+            protocol[0] = extension[0]
+            if load_be16(extension + 2) >> 3:
+                later_fragment[0] = True
+                return GLB_FORWARD
+            continue
+        if take(cursor, extension[1] * 8) == NULL and extension[1]:
+            return GLB_DROP_TRUNCATED
+        protocol[0] = extension[0]
+    return GLB_DROP_MALFORMED  # more headers than any honest sender uses
+
+
+cdef inline uint8_t parse_ports(
+    const Plan* plan, Packet* packet, const glb_prefix* prefix, uint8_t protocol, Cursor cursor
+) noexcept nogil:
+    """TCP and UDP: the ports stand first in both."""
+    if protocol != GLB_PROTO_TCP and protocol != GLB_PROTO_UDP:
+        return GLB_HOST
+    cdef const uint8_t* ports = take(&cursor, PORT_BYTES)
+    if ports == NULL:
+        return GLB_DROP_TRUNCATED
+    cdef uint32_t table = find_table(plan.binds, prefix, protocol, load_be16(ports + 2))
+    if table == GLB_NO_TABLE:
+        return GLB_HOST
+    memcpy(packet.ports, ports, PORT_BYTES)
+    packet.hint = load_be16(ports)
+    packet.table = table
+    return GLB_FORWARD
+
+
+cdef inline uint8_t classify_later_fragment(
+    const Plan* plan, Packet* packet, const glb_prefix* prefix, uint8_t protocol, uint8_t icmp
+) noexcept nogil:
+    """No ports: forwarded where neither the table nor the row depends on them."""
+    cdef uint32_t table
+    if protocol == icmp:  # of an echo request, whose ports count as 0 in every piece
+        return classify_echo(plan, packet, prefix)
+    if protocol != GLB_PROTO_TCP and protocol != GLB_PROTO_UDP:
+        return GLB_HOST
+    table = prefix.fragment_tables[0 if protocol == GLB_PROTO_TCP else 1]
+    if table == GLB_NO_TABLE or (plan.hash_fields | plan.alt_hash_fields) & (HASH_SRC_PORT | HASH_DST_PORT):
+        return GLB_DROP_FRAGMENT
+    packet.hint = 0
+    packet.table = table
+    return GLB_FORWARD
+
+
+cdef inline uint8_t classify_echo(const Plan* plan, Packet* packet, const glb_prefix* prefix) noexcept nogil:
+    if not plan.binds.forward_echo:
+        return GLB_HOST
+    packet.table = prefix.echo_table
+    memset(packet.ports, 0, PORT_BYTES)
+    return GLB_FORWARD
+
+
+cdef inline uint8_t parse_icmpv4(const Plan* plan, Packet* packet, const glb_prefix* prefix, Cursor cursor) noexcept nogil:
+    if left(&cursor) < 2:
+        return GLB_DROP_TRUNCATED
+    cdef uint8_t kind = cursor.at[0]
+    cdef uint8_t code = cursor.at[1]
+    cdef bint error = kind == 3 or kind == 11 or kind == 12
+    if not error and not (kind == 8 and code == 0):
+        return GLB_HOST
+    if take(&cursor, ICMP_BYTES) == NULL:
+        return GLB_DROP_TRUNCATED
+    if not error:
+        return classify_echo(plan, packet, prefix)
+    # Destination unreachable, time exceeded, parameter problem: the quoted packet is one that a proxy sent.
+    cdef const uint8_t* start = cursor.at
+    cdef const uint8_t* quoted = take(&cursor, IPV4_BYTES)
+    if quoted == NULL:
+        return GLB_DROP_TRUNCATED
+    cdef size_t quoted_bytes = (quoted[0] & 0x0f) * 4
+    if quoted[0] >> 4 != 4 or quoted_bytes < IPV4_BYTES:
+        return GLB_DROP_MALFORMED
+    if quoted_bytes > <size_t>(cursor.end - start):
+        return GLB_DROP_TRUNCATED
+    cursor.at = start + quoted_bytes
+    prefix = find_ipv4(plan.binds, quoted + 12)
+    if load_be16(quoted + 6) & FRAGMENT_OFFSET:
+        prefix = NULL  # quotes no ports: cannot be followed
+    packet.source = quoted + 16
+    packet.destination = quoted + 12
+    return classify_quoted(plan, packet, prefix, quoted[9], cursor)
+
+
+cdef inline uint8_t parse_icmpv6(const Plan* plan, Packet* packet, const glb_prefix* prefix, Cursor cursor) noexcept nogil:
+    if left(&cursor) < 2:
+        return GLB_DROP_TRUNCATED
+    cdef uint8_t kind = cursor.at[0]
+    cdef uint8_t code = cursor.at[1]
+    cdef bint error = 1 <= kind <= 4
+    if not error and not (kind == 128 and code == 0):
+        return GLB_HOST
+    if take(&cursor, ICMP_BYTES) == NULL:
+        return GLB_DROP_TRUNCATED
+    if not error:
+        return classify_echo(plan, packet, prefix)
+    # Unreachable, packet too big, time exceeded, parameter problem.
+    cdef const uint8_t* quoted = take(&cursor, IPV6_BYTES)
+    if quoted == NULL:
+        return GLB_DROP_TRUNCATED
+    if quoted[0] >> 4 != 6:
+        return GLB_DROP_MALFORMED
+    cdef uint8_t protocol = quoted[6]
+    cdef bint later_fragment = False
+    cdef uint8_t verdict = walk_extensions(&cursor, &protocol, &later_fragment)
+    if verdict != GLB_FORWARD:
+        return verdict
+    prefix = find_ipv6(plan.binds, quoted + 8)
+    if later_fragment:
+        prefix = NULL  # quotes no ports: cannot be followed
+    packet.source = quoted + 24
+    packet.destination = quoted + 8
+    return classify_quoted(plan, packet, prefix, protocol, cursor)
+
+
+cdef inline uint8_t classify_quoted(
+    const Plan* plan, Packet* packet, const glb_prefix* prefix, uint8_t protocol, Cursor cursor
+) noexcept nogil:
+    """The flow that an ICMP error quotes, reversed: it hashes as the client's own packets do."""
+    if prefix == NULL or (protocol != GLB_PROTO_TCP and protocol != GLB_PROTO_UDP):
+        return GLB_HOST
+    cdef const uint8_t* ports = take(&cursor, PORT_BYTES)
+    if ports == NULL:
+        return GLB_DROP_TRUNCATED
+    cdef uint32_t table = find_table(plan.binds, prefix, protocol, load_be16(ports))
+    if table == GLB_NO_TABLE:
+        return GLB_HOST
+    memcpy(packet.ports, ports + 2, 2)
+    memcpy(packet.ports + 2, ports, 2)
+    packet.hint = load_be16(ports + 2)
+    packet.table = table
+    return GLB_FORWARD
