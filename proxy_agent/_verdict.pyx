@@ -9,6 +9,7 @@ The per-packet code never raises and touches no Python object: one `with nogil` 
 import errno as errno_names
 import ipaddress
 import os
+import threading
 
 from libc.errno cimport EAGAIN, EINTR, ENOBUFS, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -435,6 +436,7 @@ cdef class Engine:
     cdef Loop* loop
     cdef Settings settings
     cdef Settings next_settings
+    cdef object in_force  # threading.Event of next_settings
     cdef Recollection recollection
     cdef readonly int queue_num
     cdef bint stopping
@@ -550,6 +552,7 @@ cdef class Engine:
         while True:
             if self.next_settings is not None:
                 self.settings, self.next_settings = self.next_settings, None
+                self.in_force.set()
             settings = self.settings  # kept alive while the loop reads it
             self.loop.interrupted = RETURN_WHEN_EMPTY if self.stopping else 0
             if self.next_settings is not None:
@@ -566,9 +569,12 @@ cdef class Engine:
                 return
 
     def replace(self, Settings settings not None):
-        """Judge by these settings from the next batch on."""
+        """Judge by these settings from the next batch on. Returns a `threading.Event` that is set when they are in force."""
+        event = threading.Event()
+        self.in_force = event
         self.next_settings = settings
         self._interrupt(RETURN_NOW)
+        return event
 
     def stop(self):
         """Make `run` return once the queue is empty; first take the rules out, or that may never be."""

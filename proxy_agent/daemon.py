@@ -36,6 +36,7 @@ RELOADABLE = ("vips", "allowed_sources")
 DROP_CHECK_S = 5.0
 DROP_LOG_INTERVAL_S = 60.0  # one line per reason
 WARDEN_RESTART_S = 1.0
+SETTINGS_WITHIN_S = 5.0  # a batch takes less than a millisecond
 RTMGRP_IPV4_IFADDR = 0x10  # <linux/rtnetlink.h>
 
 # What the kernel needs to send a bounced packet on: its source is our own address, and it leaves where it came in.
@@ -233,7 +234,9 @@ class Agent:
         self._settings = await asyncio.to_thread(self._make_settings, self._config)
         if self._engine is not None:
             # The new settings hold from the next batch on.
-            self._engine.replace(self._settings)
+            in_force = self._engine.replace(self._settings)
+            if self._judging:
+                await asyncio.to_thread(in_force.wait, SETTINGS_WITHIN_S)
 
     def _watch_addresses(self, stack: contextlib.AsyncExitStack) -> None:
         """An address of this host is no hop to bounce to, so notice when they change."""
