@@ -187,7 +187,12 @@ cdef bint glb2_row(
 
 
 cdef bint owners_row(
-    const uint16_t* order, Py_ssize_t known, const uint8_t* kinds, const uint16_t* row, Py_ssize_t stride, uint16_t* owners
+    const uint16_t* order,
+    Py_ssize_t known,
+    const uint8_t* kinds,
+    const uint16_t* row,
+    Py_ssize_t stride,
+    uint16_t* owners,
 ) noexcept nogil:
     """Those hops of a row that may hold its flows, as far as states tell; False: more of the order is needed.
 
@@ -393,7 +398,7 @@ def owners(
     array.array indexes,
     Py_ssize_t stride,
 ):
-    """Derived rows, reduced to the hops that may hold flows of their row -> array('H') of rows * stride, else NO_BACKEND.
+    """Derived rows, all but the hops that may hold flows of their row replaced by NO_BACKEND -> array('H').
 
     The first five as `derive` takes them; indexes: what it gave.
     """

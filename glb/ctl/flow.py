@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glb.ctl.output import Cell, lenient_option, output_option, print_columns, print_json, print_line
+from glb.ctl.output import Cell, health_word, lenient_option, output_option, print_columns, print_json, print_line
 
 if TYPE_CHECKING:
     from glb.table.explain import Choice, Explanation
@@ -132,7 +132,7 @@ def _choice_json(choice: Choice) -> dict[str, object]:
 
 
 def _explanation_json(found: Explanation) -> dict[str, object]:
-    from glb.ctl.table import bind_text
+    from glb.ctl.diff import bind_text
 
     return {
         "verdict": "forward",
@@ -149,7 +149,7 @@ def _explanation_json(found: Explanation) -> dict[str, object]:
 
 
 def _print_explanation(found: Explanation) -> None:
-    from glb.ctl.table import bind_text
+    from glb.ctl.diff import bind_text
 
     print_line(f"table      {found.table.name} (rule {found.table.row_rule})")
     print_line(f"bind       {bind_text(found.bind)}")
@@ -166,8 +166,6 @@ def _print_explanation(found: Explanation) -> None:
 
 
 def _print_choice(choice: Choice) -> None:
-    from glb.ctl.table import health_word
-
     print_line(f"hashed     {choice.hash_input.hex()} ({', '.join(choice.fields)})")
     print_line(f"hash       {choice.hash:016x}")
     print_line(f"row        {choice.row}")

@@ -95,6 +95,11 @@ def print_columns(title: str, headers: Sequence[str], rows: Sequence[Sequence[Ce
         click.echo("  ".join(cells).rstrip())
 
 
+def health_word(healthy: bool | None) -> str:
+    """Health for people."""
+    return {True: "healthy", False: "unhealthy", None: "unchecked"}[healthy]
+
+
 def _right_aligned(headers: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[bool]:
     return [bool(rows) and not isinstance(rows[0][column], str) for column in range(len(headers))]
 

@@ -15,7 +15,7 @@ from glb.ctl.fleet import (
     ask_director,
     fleet_options,
 )
-from glb.ctl.output import Cell, Share, output_option, print_columns, print_json, say
+from glb.ctl.output import Cell, Share, health_word, output_option, print_columns, print_json, say
 
 _LOCAL_DIRECTOR = Endpoint("http://127.0.0.1:9523")
 _EXIT_UNREACHABLE = 1
@@ -185,8 +185,6 @@ def _director_json(endpoint: Endpoint, answer: DirectorStatus | UnreachableError
 
 
 def _print_fleet(fleet: _Fleet) -> None:
-    from glb.ctl.table import health_word
-
     rows: list[list[Cell]] = []
     for endpoint, answer in fleet.directors:
         if isinstance(answer, UnreachableError):

@@ -86,7 +86,7 @@ def _verb_command(name: VerbName) -> click.Command:
             raise click.UsageError("--wait has nobody to ask: give --director URL (and to drain --agent ADDRESS=URL)")
         plan = _change(name, table_name, backend, store_url, agent, force, dry_run)
         if output == "table" and dry_run and plan.changes:
-            from glb.ctl.table import print_diff
+            from glb.ctl.diff import print_diff
 
             print_diff(plan.diff)
         if dry_run:
@@ -164,7 +164,7 @@ def _digest(plan: Plan) -> str:
 def _report(plan: Plan, dry_run: bool, output: str) -> None:
     address = str(plan.new.backends[plan.backend_index].address)
     if output == "json":
-        from glb.ctl.table import diff_json
+        from glb.ctl.diff import diff_json
 
         print_json(
             {
