@@ -1,4 +1,39 @@
-"""GLB: a stateless L4 load balancer. (The module map is drawn in ARCHITECTURE.md.)"""
+"""GLB: a stateless L4 load balancer. Two flows meet in a director; each arrow is one module.
+
+A packet's way, through a director and a proxy:
+
+    NIC ─▶ bpf/director.bpf.c ─▶ glb._xsk ─▶ glb._fastpath ─▶ glb._xsk ─▶ network
+           │ classify            │ AF_XDP    parse, classify,  │ AF_XDP
+           │ (XDP)               │ receive   hash, row,        │ send
+           ▼                     ▼           encapsulate       ▼
+           host's own stack      dropped, counted by reason    proxy: proxy_agent._verdict ─▶ its own TCP stack (accept)
+           (not for a bind)                                           │                       dropped, counted by reason
+                                                                      └─▶ the next hop's agent (bounce: second chance)
+
+A configuration's way, from an operator's command to the packets:
+
+    glb.ctl.verbs ─▶ glb.store.file ─▶ glb.director.watch ─▶ glb.director.daemon
+    drain, fill      locked, replaced   notices the change    reads again
+                                                              │
+        ┌─────────────────────────────────────────────────────┘
+        ▼
+    glb.table.config ─▶ glb.table.rows ─▶ glb.table.binds ─▶ glb.director.forwarding ─▶ glb.director.datapath
+    typed, or refused   proxies per row    what wins where     what the packet path reads  publishes it, all at once
+    whole               (glb._rendezvous)                                                  (glb._xsk, glb._bpf)
+
+Beside them:
+
+    glb.director.nexthops   kernel routes and neighbours -> MAC address and MTU of each backend
+    glb.director.announce   the device that exists while this director forwards; BGP follows it
+    glb.director.metrics    counts -> Prometheus, served by glb.admin
+    glb.director.replay     the same packet path over capture files
+    glb.table.digest        what is forwarded by -> one hash to compare over the fleet
+    glb.wire.gue            the tunnel packet for everything that is not the packet path
+    proxy_agent.daemon      the proxy side: netfilter rules, VIPs, the verdict loop's life
+
+What may import what: `glb` nothing but itself; `proxy_agent` the shared leaves of `glb`; `lab`, `tests`, `bench` and
+`fuzz` both; nothing imports those. tests/repo/test_layout.py holds this, ARCHITECTURE.md says why.
+"""
 
 from glb.version import __version__
 
