@@ -26,9 +26,9 @@ class Screen:
     def elapsed_s(self) -> float:
         return time.monotonic() - self._begun_s
 
-    def headline(self, text: str) -> None:
+    def headline(self, text: str, style: str = "") -> None:
         self.console.print()
-        self.console.print(text, style="bold", highlight=False, soft_wrap=True)
+        self.console.print(Text(text), style=f"bold {style}", soft_wrap=True)
 
     def say(self, text: str) -> None:
         """One line, with the time since the start."""

@@ -64,7 +64,10 @@ class Lab:
         with suppress(BrokenPipeError):
             pipe.write(b"" if self._keep_logs else reaper.KEEP_NOTHING)
             pipe.close()
-        self._reaper.wait(_REAP_DEADLINE_S)
+        try:
+            self._reaper.wait(_REAP_DEADLINE_S)
+        except subprocess.TimeoutExpired as error:
+            raise LabError(f"the lab {self.prefix} is not gone after {_REAP_DEADLINE_S:g} s") from error
         for each in self.programs:
             each.stop()  # dead already: this only collects them
 
