@@ -30,11 +30,11 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except GlbError as error:
-            click.echo(f"lab: {error}", err=True)
+            click.echo("\n".join([f"lab: {error}", *getattr(error, "__notes__", [])]), err=True)
             ctx.exit(error.exit_code)
 
 
-@click.group(cls=_Group)
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """A client, a router, directors and proxies in network namespaces of this machine. Needs root."""
 
@@ -76,8 +76,6 @@ def run_demo() -> None:
         good = demo.run(Screen(Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS)))
     except KeyboardInterrupt:
         raise LabError("interrupted; everything was removed") from None
-    except LabError as error:
-        raise LabError(f"{error}\nThe logs stay in {site.RUN_ROOT} until the next lab.") from error
     sys.exit(not good)
 
 

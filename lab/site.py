@@ -46,15 +46,15 @@ class Lab:
     def __enter__(self) -> Lab:
         try:
             self._build()
-        except BaseException:
-            self._keep_logs = True
-            self.close()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if kind is not None and not issubclass(kind, KeyboardInterrupt):
-            self._keep_logs = True
+        if error is not None and not isinstance(error, KeyboardInterrupt):
+            self.keep_logs()
+            error.add_note(f"The logs and configurations of every host stay in {self.home} until the next lab.")
         self.close()
 
     def close(self) -> None:
