@@ -10,11 +10,11 @@
 
 #include <linux/types.h>
 
-#define GLB_PREFIX_SLOTS 8192  /* a power of two; at most a quarter is used, so a seed with short probe sequences is found */
-#define GLB_MAX_PREFIXES 2048  /* distinct bind prefixes, all tables together */
+#define GLB_PREFIX_SLOTS 65536 /* a power of two; at most a quarter is used, so a seed with short probe sequences is found */
+#define GLB_MAX_PREFIXES 16384 /* distinct bind prefixes, all tables together */
 #define GLB_MAX_PROBES 8
-#define GLB_MAX_SEGMENTS 16384 /* 2^14: a binary search ends after 15 steps */
-#define GLB_SEARCH_STEPS 15
+#define GLB_MAX_SEGMENTS 131072 /* 2^17: a binary search ends after 18 steps */
+#define GLB_SEARCH_STEPS 18
 #define GLB_MAX_LENGTHS 130    /* distinct prefix lengths of one family, and a terminating 0xff */
 #define GLB_NO_TABLE 0xffff
 #define GLB_MAX_EXTENSION_HEADERS 8

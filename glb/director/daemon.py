@@ -129,13 +129,16 @@ class Director:
     def _load(self) -> Published:
         """Read, build and compile the store's tables. Raises ConfigError, StoreError, TableError."""
         began = time.monotonic()
-        tables = self._store.load().tables
+        snapshot = self._store.load()
+        tables = snapshot.tables
         rows = self._builder.build_all(tables)
         source_ip = self._config.outbound_src_ip or self.interface.address
         if source_ip is None:
             raise GlbError(f"interface {self.interface.name} has no IPv4 address; set outbound_src_ip")
         source_mac = self._config.outbound_src_mac or self.interface.mac
-        published = compile_forwarding(tables, rows, self._config, source_ip=source_ip, source_mac=source_mac)
+        published = compile_forwarding(
+            tables, rows, self._config, version=snapshot.version, source_ip=source_ip, source_mac=source_mac
+        )
         now = time.time()
         self.last_reload = Reload(True, None, now, now, self.last_reload.failures, time.monotonic() - began)
         return published
@@ -209,6 +212,7 @@ class Director:
             xdp_mode=self.xdp_mode,
             zero_copy=self._datapath.zero_copy,
             table_source=str(self._store.path),
+            table_version=self._published.version,
             tables=tables,
             last_reload=ReloadStatus(reload.ok, reload.error, reload.at),
         )

@@ -23,6 +23,7 @@ class Published:
     tables: TableSet
     rows: tuple[Rows, ...]
     forwarding: Forwarding
+    version: str | None = None  # the store's, of what was read
 
     def digests(self) -> list[str]:
         """Per table, the digest of the rows read back from the datapath, not of those that were computed."""
@@ -50,7 +51,13 @@ def ipv4(address: object) -> IPv4Address:
 
 
 def compile_forwarding(
-    tables: TableSet, rows: Sequence[Rows], config: Config, *, source_ip: IPv4Address, source_mac: bytes | None
+    tables: TableSet,
+    rows: Sequence[Rows],
+    config: Config,
+    *,
+    version: str | None = None,
+    source_ip: IPv4Address,
+    source_mac: bytes | None,
 ) -> Published:
     """Everything the packet path needs, in one immutable object. Raises TableError."""
     plans = [_table_plan(table, rows[i]) for i, table in enumerate(tables.tables)]
@@ -64,7 +71,7 @@ def compile_forwarding(
         forward_echo=config.forward_icmp_ping_responses,
         source_mac=source_mac,
     )
-    return Published(tables, tuple(rows), forwarding)
+    return Published(tables, tuple(rows), forwarding, version)
 
 
 def _table_plan(table: Table, rows: Rows) -> tuple[str, bytes, array[int], int, list[bytes], bool]:

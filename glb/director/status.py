@@ -32,5 +32,6 @@ class Status(msgspec.Struct, frozen=True):
     xdp_mode: str
     zero_copy: bool
     table_source: str
+    table_version: str | None  # of the store's content that is forwarded by
     tables: list[TableStatus]
     last_reload: ReloadStatus

@@ -17,6 +17,7 @@ import pytest
 from scapy.layers.l2 import Ether
 from topology import Host, Switch, eventually
 
+from glb.store.file import FileStore
 from glb.wire.gue import TunnelPacket, parse_tunnel
 
 pytestmark = [pytest.mark.netns, pytest.mark.bpf]
@@ -310,3 +311,10 @@ def test_get_never_changes_anything_and_posting_is_refused(director: Director) -
     caught.value.close()
     assert caught.value.code == 405
     assert "00" * 16 not in director.get("/status"), "keys are never shown"
+
+
+def test_status_names_the_version_of_the_store_that_is_forwarded_by(director: Director) -> None:
+    director.start()
+    director.write_table("proxy1", "proxy2")
+    wanted = FileStore(str(director.table)).load().version
+    eventually(lambda: director.status()["table_version"] == wanted)

@@ -100,8 +100,8 @@ def test_echo_goes_to_the_table_of_the_narrowest_then_first_bind_of_the_longest_
     assert [prefix.echo_table for prefix in compile_binds(tables)] == [0, 2]
 
 
-def test_two_thousand_prefixes_find_their_slots() -> None:
-    binds = [bind(f"10.{i // 256}.{i % 256}.0/24", 80) for i in range(2048)]
+def test_sixteen_thousand_prefixes_find_their_slots() -> None:
+    binds = [bind(f"10.{i // 256}.{i % 256}.0/24", 80) for i in range(16384)]
     prefixes = compile_binds([binds])
     plan = ("t", bytes(16), memoryview(bytes(4)).cast("H"), 2, [bytes([10, 0, 0, 1])], False)
     forwarding = Forwarding([plan], prefixes, source_ip=bytes(4))
