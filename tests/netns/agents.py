@@ -56,6 +56,7 @@ class Agent:
         }
         self.log_path = self.directory / "log"
         self.process: subprocess.Popen[str] | None = None
+        self.notified: socket.socket | None = None
         self._marked: dict[str, int] = {}
         self.write_config()
 
@@ -74,6 +75,7 @@ class Agent:
 
     def launch(self) -> None:
         """Start it; `await_notice("READY=1")` waits for it."""
+        self._close_notify_socket()
         self.notified = self._notify_socket()
         with self.log_path.open("a") as log:
             self.process = self.host.start(
@@ -88,6 +90,11 @@ class Agent:
                 stderr=log,
             )
 
+    def _close_notify_socket(self) -> None:
+        if self.notified is not None:
+            self.notified.close()
+            self.notified = None
+
     def _notify_socket(self) -> socket.socket:
         path = self.directory / "notify"
         path.unlink(missing_ok=True)
@@ -97,7 +104,7 @@ class Agent:
 
     def await_notice(self, state: str) -> None:
         """Wait for a notification of systemd's protocol; AssertionError with the log if the agent ends instead."""
-        assert self.process is not None
+        assert self.process is not None and self.notified is not None
         pidfd = os.pidfd_open(self.process.pid)
         try:
             while True:
@@ -129,8 +136,7 @@ class Agent:
         if self.process is not None and self.process.poll() is None:
             self.signal(signal.SIGTERM)
             self.wait()
-        if hasattr(self, "notified"):
-            self.notified.close()
+        self._close_notify_socket()
 
     def detach(self) -> str:
         return self.host.run(sys.executable, "-m", "proxy_agent.cli", "detach", "--config", str(self.config_path))
