@@ -1,8 +1,8 @@
 """Verdicts a second of the agent's NFQUEUE loop, against the same loop accepting every packet without a look.
 
 Two namespaces and a veth pair; a packet-ring generator (one core) floods tunnel packets of established flows to the
-agent's loop (the other core). The loop's own CPU time is what counts: verdicts a second of it, local stack included, so that a
-busy machine or a slow generator does not show. Variants take turns, because machines have fast and slow moments.
+agent's loop (the other core). The loop's own CPU time is what counts: verdicts a second of it, local stack included, so
+that a busy machine or a slow generator does not show. Variants take turns: machines have fast and slow moments.
 
     python -m bench.agent_verdicts      one JSON line per variant; `ratio` is to `accept_everything` of the same run
 """

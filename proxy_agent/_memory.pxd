@@ -15,8 +15,8 @@ from proxy_agent._tunnel cimport FLOW_BYTES, Flow
 
 cdef enum:
     RECENT_WAYS = 4          # slots that a flow may sit in: one cache line
-    RECENT_SETS = 16384      # 65,536 flows, 1 MiB
-    SYN_SLOTS = 1048576      # 8 MiB, touched only as SYNs come; at 300,000 SYN/s 3 in 4 still stand after 1 s
+    RECENT_SETS = 16384      # of the engine: 65,536 flows, 1 MiB
+    SYN_SLOTS = 1048576      # of the engine: 8 MiB, touched only as SYNs come; at 300,000 SYN/s 3 in 4 stand after 1 s
     SYN_WINDOW_MS = 10000    # longer than a handshake takes, SYN retransmissions to another proxy included
 
 
@@ -33,8 +33,10 @@ cdef struct SynEntry:
 
 cdef struct Memory:
     SipKey key          # random, of this process
-    RecentEntry* recent # RECENT_SETS * RECENT_WAYS
-    SynEntry* syns      # SYN_SLOTS
+    RecentEntry* recent # n_sets * RECENT_WAYS
+    SynEntry* syns      # n_slots
+    uint64_t n_sets     # powers of two
+    uint64_t n_slots
 
 
 cdef inline uint64_t flow_tag(const Memory* memory, const Flow* flow) noexcept nogil:
@@ -48,7 +50,7 @@ cdef inline bint in_time(uint32_t until_ms, uint32_t now_ms) noexcept nogil:
 
 cdef inline RecentEntry* recall(const Memory* memory, uint64_t tag, uint32_t now_ms) noexcept nogil:
     """The entry of a flow that is still remembered, or NULL."""
-    cdef RecentEntry* entry = memory.recent + (tag & (RECENT_SETS - 1)) * RECENT_WAYS
+    cdef RecentEntry* entry = memory.recent + (tag & (memory.n_sets - 1)) * RECENT_WAYS
     cdef int way
     for way in range(RECENT_WAYS):
         if entry[way].tag == tag and in_time(entry[way].until_ms, now_ms):
@@ -58,7 +60,7 @@ cdef inline RecentEntry* recall(const Memory* memory, uint64_t tag, uint32_t now
 
 cdef inline void remember(Memory* memory, uint64_t tag, uint32_t why, uint32_t now_ms, uint32_t for_ms) noexcept nogil:
     """Remember a flow, in its own slot, a free one, or that of the entry which would be forgotten first."""
-    cdef RecentEntry* entry = memory.recent + (tag & (RECENT_SETS - 1)) * RECENT_WAYS
+    cdef RecentEntry* entry = memory.recent + (tag & (memory.n_sets - 1)) * RECENT_WAYS
     cdef RecentEntry* chosen = entry
     cdef uint32_t left_ms, least_ms = 0xffffffff
     cdef int way
@@ -78,7 +80,7 @@ cdef inline void remember(Memory* memory, uint64_t tag, uint32_t why, uint32_t n
 
 
 cdef inline void forget(Memory* memory, uint64_t tag) noexcept nogil:
-    cdef RecentEntry* entry = memory.recent + (tag & (RECENT_SETS - 1)) * RECENT_WAYS
+    cdef RecentEntry* entry = memory.recent + (tag & (memory.n_sets - 1)) * RECENT_WAYS
     cdef int way
     for way in range(RECENT_WAYS):
         if entry[way].tag == tag:
@@ -86,7 +88,7 @@ cdef inline void forget(Memory* memory, uint64_t tag) noexcept nogil:
 
 
 cdef inline SynEntry* syn_slot(const Memory* memory, uint64_t tag) noexcept nogil:
-    return memory.syns + ((tag >> 16) & (SYN_SLOTS - 1))
+    return memory.syns + ((tag >> 16) & (memory.n_slots - 1))
 
 
 cdef inline uint32_t syn_tag(uint64_t tag, uint32_t seq) noexcept nogil:

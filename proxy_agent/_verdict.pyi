@@ -22,7 +22,8 @@ class Settings:
         own_addresses: Iterable[Network | str] = (),
     ) -> None: ...
 
-class Recollection: ...
+class Recollection:
+    def __init__(self, n_sets: int = 64, n_slots: int = 1024) -> None: ...
 
 def decide(
     packet: bytes,

@@ -107,15 +107,17 @@ cdef class Settings:
 
 
 cdef class Recollection:
-    """The two tables of _memory.pxd, with a hash key of their own."""
+    """The two tables of _memory.pxd, with a hash key of their own. `n_sets`, `n_slots`: their sizes, powers of two."""
 
     cdef Memory memory
 
-    def __cinit__(self):
+    def __cinit__(self, uint64_t n_sets=64, uint64_t n_slots=1024):
         cdef bytes key = os.urandom(16)
         self.memory.key = sip_key(<const uint8_t*><char*>key)
-        self.memory.recent = <RecentEntry*>calloc(RECENT_SETS * RECENT_WAYS, sizeof(RecentEntry))
-        self.memory.syns = <SynEntry*>calloc(SYN_SLOTS, sizeof(SynEntry))
+        self.memory.recent = <RecentEntry*>calloc(n_sets * RECENT_WAYS, sizeof(RecentEntry))
+        self.memory.syns = <SynEntry*>calloc(n_slots, sizeof(SynEntry))
+        self.memory.n_sets = n_sets
+        self.memory.n_slots = n_slots
         if self.memory.recent == NULL or self.memory.syns == NULL:
             raise MemoryError()
 
@@ -455,7 +457,7 @@ cdef class Engine:
                  accept_all=False):
         self.queue_num = queue_num
         self.settings = settings
-        self.recollection = Recollection()
+        self.recollection = Recollection(RECENT_SETS, SYN_SLOTS)
         self.loop.tun_fd = tun_fd
         self.loop.batch = max(1, min(batch, MAX_BATCH))
         self.loop.remember_ms = remember_ms
