@@ -72,7 +72,7 @@ MAY_IMPORT = {
 
 MAX_LINES = 450
 LONGER = {
-    "proxy_agent/_verdict.pyx": "one noun, the verdict loop and the Engine that owns its memory; leaves are in .pxd files",
+    "proxy_agent/_verdict.pyx": "one noun, the loop and the Engine that owns its memory; leaves are in .pxd files",
 }
 
 
