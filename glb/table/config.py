@@ -26,6 +26,8 @@ MAX_BACKENDS = 4096
 MAX_BINDS = 1000
 MAX_NAME_CHARACTERS = 64
 MIN_HOPS, MAX_HOPS = 2, 4
+MIN_ROWS, MAX_ROWS = 1 << 8, 1 << 20
+N_ROWS = 65536  # unless a table says otherwise
 MAX_PORT = 0xFFFF
 PROTOCOLS = {"tcp": 6, "udp": 17}
 ROW_RULES: tuple[RowRule, ...] = ("first_usable", "glb2")
@@ -82,6 +84,7 @@ class Table(msgspec.Struct, frozen=True):
     backends: tuple[Backend, ...]
     hops: int = 2
     row_rule: RowRule = "first_usable"
+    n_rows: int = N_ROWS  # a power of two
 
 
 class TableSet(msgspec.Struct, frozen=True):

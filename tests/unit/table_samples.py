@@ -24,11 +24,18 @@ def backend(number: int, word: str) -> Backend:
     return Backend(address, State(word.rstrip("+-")), healthy)
 
 
-def table(words: Iterable[str], *, hops: int = 2, row_rule: RowRule = "first_usable", name: str = "web") -> Table:
+def table(
+    words: Iterable[str],
+    *,
+    hops: int = 2,
+    row_rule: RowRule = "first_usable",
+    name: str = "web",
+    seed: bytes = SEED,
+) -> Table:
     """A table of backends 10.0.0.1, 10.0.0.2 ... in these states."""
     bind = Bind(ipaddress.ip_network("203.0.113.10/32"), 6, 80, 80)
     backends = tuple(backend(number, word) for number, word in enumerate(words, 1))
-    return Table(name, HASH_KEY, SEED, (bind,), backends, hops, row_rule)
+    return Table(name, HASH_KEY, seed, (bind,), backends, hops, row_rule)
 
 
 def document(n_backends: int = 3, **changes: object) -> dict[str, Any]:
