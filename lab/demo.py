@@ -11,7 +11,7 @@ from lab.screen import Screen
 from lab.site import Lab
 
 REQUESTS = 3000
-DOWNLOADS = 200
+DOWNLOADS, LATE_DOWNLOADS = 200, 50
 NEW_PER_S = 50.0
 DWELL_S = 5.0
 _SHOWN_FAILURES = 5
@@ -34,7 +34,15 @@ def run(screen: Screen) -> bool:
             screen.headline(
                 f"(b) {DOWNLOADS} downloads over GLB and (c) {DOWNLOADS} over plain ECMP, while the fleet changes"
             )
-            story = Story(fleet, load, screen, downloads=DOWNLOADS, new_per_s=NEW_PER_S, dwell_s=DWELL_S)
+            story = Story(
+                fleet,
+                load,
+                screen,
+                downloads=DOWNLOADS,
+                late=LATE_DOWNLOADS,
+                new_per_s=NEW_PER_S,
+                dwell_s=DWELL_S,
+            )
             outcome = story.run()
         screen.table(report.per_change(outcome))
         screen.table(report.in_all(found, outcome))
@@ -43,6 +51,6 @@ def run(screen: Screen) -> bool:
         if not good:
             lab.keep_logs()
             for what in outcome.failures[:_SHOWN_FAILURES]:
-                screen.say(what)
-            screen.say(f"the logs and configurations of every host stay in {lab.home} until the next lab")
+                screen.note(what)
+            screen.note(f"the logs and configurations of every host stay in {lab.home} until the next lab")
     return good

@@ -15,7 +15,7 @@ from lab.program import Program, until
 from lab.site import BIN, Lab
 
 TABLE = "web"
-HOPS = 3  # room for two changes that have not settled (docs/protocol/table.md): a drain with its fill, and an addition
+DEFAULT_HOPS = "3"  # room for two unsettled changes (docs/protocol/table.md): a drain with its fill, and an addition
 _START_DEADLINE_S = 20.0
 _CONVERGE_DEADLINE_S = 10.0
 
@@ -25,12 +25,14 @@ _SEED = "fedcba9876543210fedcba9876543210"
 
 
 class Fleet:
-    """``engine`` and ``datapath`` go into the configurations; by default ENGINE and DATAPATH of the environment."""
+    """ENGINE, DATAPATH and HOPS of the environment go into the files as they are; a wrong one is refused there."""
 
-    def __init__(self, lab: Lab, engine: str | None = None, datapath: str | None = None) -> None:
+    def __init__(self, lab: Lab) -> None:
         self.lab = lab
-        self.engine = engine or os.environ.get("ENGINE") or "auto"
-        self.datapath = datapath or os.environ.get("DATAPATH") or "auto"
+        self.engine = os.environ.get("ENGINE") or "auto"
+        self.datapath = os.environ.get("DATAPATH") or "auto"
+        hops = os.environ.get("HOPS") or DEFAULT_HOPS
+        self.hops: int | str = int(hops) if hops.isdecimal() else hops
         self.tables = tables_of(lab.home)
         self.directors: dict[str, Program] = {}
         self.agents: dict[str, Program] = {}
@@ -126,9 +128,10 @@ class Fleet:
         except LabError:
             return ""
 
-    def bounced(self, proxy: plan.Host) -> int:
-        """How many packets the proxy's agent has sent on to their next hop."""
-        return self._counter(proxy, "glb_agent_bounced_packets_total")
+    def bounced(self, proxy: plan.Host, hop: int | None = None) -> int:
+        """How many packets the proxy's agent has sent on; with ``hop``, to that place (from 1) in their list."""
+        labels = "" if hop is None else f'{{hop="{hop}"}}'
+        return self._counter(proxy, f"glb_agent_bounced_packets_total{labels}")
 
     def syns(self, proxy: plan.Host) -> int:
         """How many SYNs, each a new flow or another attempt at one, the proxy's agent has accepted."""
@@ -160,7 +163,7 @@ class Fleet:
             "name": TABLE,
             "hash_key": _HASH_KEY,
             "seed": _SEED,
-            "hops": HOPS,
+            "hops": self.hops,
             "binds": binds,
             "backends": backends,
         }

@@ -43,6 +43,7 @@ def in_all(spread: Spread, outcome: Outcome) -> Table:
         (f"  of them on {drained}", outcome.new_on_drained, ""),
         (f"downloads on {drained} when it was drained", outcome.downloads_on_drained, ""),
         ("packets that took their second chance", outcome.bounced, ""),
+        ("  and then a third", outcome.bounced_again, ""),
         (f"new flows on {added} once added", outcome.new_on_added, ""),
     )
     for row in rows:

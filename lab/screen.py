@@ -34,6 +34,10 @@ class Screen:
         """One line, with the time since the start."""
         self.console.print(Text(f"{self.elapsed_s:6.1f} s  {text}"), soft_wrap=True)
 
+    def note(self, text: str) -> None:
+        """One line, without the time."""
+        self.console.print(Text(f"  {text}"), soft_wrap=True)
+
     def table(self, table: Table) -> None:
         self.console.print()
         self.console.print(table)

@@ -1,7 +1,9 @@
 """Long downloads and a stream of short requests while the fleet changes under them; the same downloads over plain ECMP.
 
 Both are put through the same changes at the same moments. The order of the changes is one that docs/protocol/table.md
-calls safe at three hops: a drain undone by its fill, then an addition, leave at most two changes unsettled.
+calls safe at three hops: a drain undone by its fill, then an addition, leave at most two changes unsettled. It needs
+all three: some downloads begin while the proxy is drained, so others take them in its rows; at the end, where the added
+proxy comes first in such a row and the filled one second, only the third hop knows them.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ class Outcome:
     syns_on_drained: int = 0  # what its agent counted meanwhile
     new_on_added: int = 0
     bounced: int = 0  # packets that got their second chance
+    bounced_again: int = 0  # those of them that took a third
     failures: list[str] = field(default_factory=list)  # of GLB
 
     @property
@@ -66,14 +69,14 @@ class Outcome:
 
 
 class Story:
-    """Runs the changes. ``dwell_s``: how long the load feels each before the next."""
+    """Runs the changes. ``late``: downloads begun during the drain; ``dwell_s``: for how long each change is felt."""
 
     def __init__(
-        self, fleet: Fleet, load: Load, screen: Screen, *, downloads: int, new_per_s: float, dwell_s: float
+        self, fleet: Fleet, load: Load, screen: Screen, *, downloads: int, late: int, new_per_s: float, dwell_s: float
     ) -> None:
         self.lab: Lab = fleet.lab
         self.fleet, self.load, self.screen = fleet, load, screen
-        self.downloads, self.new_per_s, self.dwell_s = downloads, new_per_s, dwell_s
+        self.downloads, self.late, self.new_per_s, self.dwell_s = downloads, late, new_per_s, dwell_s
         self.outcome = Outcome()
         self._drained_s = 0.0
         self._syns_before = 0
@@ -94,20 +97,15 @@ class Story:
             Change(f"kill -9 {KILLED.name}", lambda: self.fleet.kill(KILLED)),
             Change(f"{KILLED.name} comes back", lambda: self.fleet.revive(KILLED)),
             Change(f"fill {DRAINED.name} (ECMP: its route comes back)", self._fill, first),
-            Change(f"add {ADDED.name} (table with hops: 3)", self._add, (*first, ADDED)),
+            Change(f"add {ADDED.name} (table with hops: {self.fleet.hops})", self._add, (*first, ADDED)),
         ]
 
     def _begin(self) -> None:
-        for group, vip in ((GLB, plan.GLB_VIP), (ECMP, plan.ECMP_VIP)):
-            vips = [str(address) for address in vip.addresses]
-            self.load.send("downloads", group=group, vips=vips, count=self.downloads)
+        self._begin_downloads(self.downloads)
         self.load.send(
             "steady", group=NEW, vips=[str(each) for each in plan.GLB_VIP.addresses], per_second=self.new_per_s
         )
-        self._until(
-            lambda: all(self._begun(group) == self.downloads for group in (GLB, ECMP)),
-            f"2 x {self.downloads} downloads to begin",
-        )
+        self._await_begun(self.downloads)
         self.screen.say(f"{self.downloads} downloads over GLB and {self.downloads} over plain ECMP are on their way")
         self._dwell()
 
@@ -128,6 +126,10 @@ class Story:
         self._drained_s = time.monotonic()
         self._syns_before = self.fleet.syns(DRAINED)
 
+        self._begin_downloads(self.late)
+        self._await_begun(self.downloads + self.late)
+        self.screen.say(f"    {self.late} more downloads of each kind have begun")
+
     def _fill(self) -> None:
         self.outcome.new_while_drained = self.load.proxies(NEW, self._drained_s, time.monotonic())
         self.outcome.syns_on_drained = self.fleet.syns(DRAINED) - self._syns_before
@@ -147,8 +149,18 @@ class Story:
         out.glb, out.ecmp, out.new = (self._counts(group) for group in (GLB, ECMP, NEW))
         out.new_on_added = self.load.proxies(NEW)[ADDED.name]
         out.bounced = sum(self.fleet.bounced(proxy) for proxy in plan.PROXIES)
+        out.bounced_again = sum(self.fleet.bounced(proxy, hop=2) for proxy in plan.PROXIES)
         out.failures = [what for group, _, what in self.load.failures if group != ECMP]
         self.screen.say("the downloads were read to their end")
+
+    def _begin_downloads(self, count: int) -> None:
+        for group, vip in ((GLB, plan.GLB_VIP), (ECMP, plan.ECMP_VIP)):
+            self.load.send("downloads", group=group, vips=[str(address) for address in vip.addresses], count=count)
+
+    def _await_begun(self, count: int) -> None:
+        self._until(
+            lambda: all(self._begun(group) == count for group in (GLB, ECMP)), f"2 x {count} downloads to begin"
+        )
 
     def _dwell(self) -> None:
         ends_s = time.monotonic() + self.dwell_s
@@ -186,7 +198,7 @@ class Story:
             counts = self._counts(group)
             broken = self._broken(group)
             bar = ProgressBar(
-                total=max(self.downloads * content.DOWNLOAD_BYTES, 1), completed=counts.received, width=40
+                total=(self.downloads + self.late) * content.DOWNLOAD_BYTES, completed=counts.received, width=40
             )
             grid.add_row(
                 f"          {title}",

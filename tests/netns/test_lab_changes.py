@@ -95,10 +95,10 @@ def test_every_command_that_make_lab_proposes_works(fleet: Fleet) -> None:
 
 
 def test_nothing_breaks_through_drain_kill_fill_and_add(fleet: Fleet, load: Load, screen: Screen) -> None:
-    story = changes.Story(fleet, load, screen, downloads=20, new_per_s=20, dwell_s=1.5)
+    story = changes.Story(fleet, load, screen, downloads=20, late=40, new_per_s=20, dwell_s=1.5)
     outcome = story.run()
     assert outcome.failures == []
-    assert (outcome.glb.done, outcome.glb.broken, outcome.glb.corrupt) == (20, 0, 0)
+    assert (outcome.glb.done, outcome.glb.broken, outcome.glb.corrupt) == (60, 0, 0)
     assert outcome.flawless
     # The test tests something: there were flows to lose, new ones to misplace, and they took the second chance.
     assert outcome.downloads_on_drained > 0
