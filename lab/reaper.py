@@ -26,17 +26,24 @@ _KILL_DEADLINE_S = 5.0
 
 def processes_in(namespaces: list[str]) -> list[int]:
     """The process ids inside these network namespaces, this process excepted."""
-    inodes = set()
+    wanted = set()
     for namespace in namespaces:
         with suppress(FileNotFoundError):
-            inodes.add((NETNS_DIR / namespace).stat().st_ino)
+            wanted.add(_identity(NETNS_DIR / namespace))
+    wanted.discard(_identity(Path("/proc/self/ns/net")))  # the machine's own, whatever the record says
     found = []
     for entry in Path("/proc").iterdir():
         # A process that ends while we look has no namespace any more: it is not ours to kill.
         with suppress(OSError):
-            if entry.name.isdigit() and (entry / "ns/net").stat().st_ino in inodes:
+            if entry.name.isdigit() and _identity(entry / "ns/net") in wanted:
                 found.append(int(entry.name))
     return [pid for pid in found if pid != os.getpid()]
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What two paths to one namespace have in common."""
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def sweep(record: Path) -> None:
