@@ -107,6 +107,14 @@ def test_readme_names_every_door() -> None:
     assert [target for target in targets if f"`make {target}`" not in (ROOT / "README.md").read_text()] == []
 
 
+def test_readme_shows_the_result_that_the_demo_page_shows() -> None:
+    (shown,) = re.findall(
+        r"^```\n(Downloads broken.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    page = (DOCS / "demo.md").read_text()
+    assert [line for line in shown.splitlines() if line not in page] == []
+
+
 # ---- keys and metrics
 
 
