@@ -242,6 +242,24 @@ def test_reload_changes_vips_and_a_bad_file_changes_nothing(net: Switch, agent: 
         director.close()
 
 
+def test_flow_survives_an_agent_that_is_killed_and_started_again(net: Switch, agent: Agent) -> None:
+    agent.start()
+    net["client"].run("ip", "route", "add", f"{VIP4}/32", "via", net["director"].ipv4)
+    director = Director(net["director"], [net["proxy1"]])
+    server = NamedServer(agent.host, VIP4)
+    client = Client(net["client"], VIP4)
+    try:
+        assert client.ask("before") == "proxy1: before"
+        agent.signal(signal.SIGKILL)
+        agent.wait()
+        agent.start()
+        assert client.ask("after") == "proxy1: after"
+    finally:
+        client.close()
+        server.close()
+        director.close()
+
+
 def test_admin_pages(agent: Agent) -> None:
     agent.start()
     assert agent.get("/healthz") == (200, "ok\n")
