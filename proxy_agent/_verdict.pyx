@@ -556,15 +556,16 @@ cdef class Engine:
                 self.settings, self.next_settings = self.next_settings, None
                 self.in_force.set()
             settings = self.settings  # kept alive while the loop reads it
-            self.loop.interrupted = RETURN_WHEN_EMPTY if self.stopping else 0
-            if self.next_settings is not None:
-                continue
-            with nogil:
-                result = serve(self.loop, &settings.guard, &self.recollection.memory)
+            # An eventfd left readable, also by a call before this one, would have the loop's poll return for ever.
             try:
                 os.eventfd_read(self.loop.wake_fd)
             except BlockingIOError:
                 pass
+            self.loop.interrupted = RETURN_WHEN_EMPTY if self.stopping else 0
+            if self.next_settings is not None or self.stopping and self.loop.interrupted != RETURN_WHEN_EMPTY:
+                continue  # asked for since
+            with nogil:
+                result = serve(self.loop, &settings.guard, &self.recollection.memory)
             if result < 0:
                 raise DeviceError(f"NFQUEUE number {self.queue_num} failed: {describe(-result)}")
             if self.stopping and self.loop.interrupted == RETURN_WHEN_EMPTY:

@@ -1,0 +1,87 @@
+"""The tables and frames that are measured with: random, but the same in every run."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import random
+import struct
+from functools import cache
+
+from glb.director.config import Config
+from glb.director.forwarding import Published, compile_forwarding
+from glb.table.config import Table, TableSet, parse_tables
+from glb.table.rows import RowBuilder
+from glb.wire.checksum import internet_checksum
+
+HASH_KEY = bytes.fromhex("7d3a34c59e1bb856c3d13fde9020837a")
+SEED = bytes.fromhex("5c8e961afcab1024f5540161ef51bc86")
+VIP4 = ipaddress.IPv4Address("203.0.113.10")
+VIP6 = ipaddress.IPv6Address("2001:db8::10")
+CLIENT6 = ipaddress.IPv6Address("2001:db8:c::")
+PORT = 443
+DIRECTOR_MAC = bytes.fromhex("020000000001")
+CLIENT_MAC = bytes.fromhex("020000000002")
+GATEWAY_MAC = bytes.fromhex("020000000003")
+DIRECTOR_IP = ipaddress.IPv4Address("10.0.0.1")
+PATH_MTU_BYTES = 9000
+
+
+def document(n_backends: int) -> str:
+    """A forwarding table: one table with an IPv4 and an IPv6 VIP, as JSON."""
+    first = int(ipaddress.IPv4Address("10.1.0.1"))
+    backends = [
+        {"ip": str(ipaddress.IPv4Address(first + i)), "state": "active", "healthy": True} for i in range(n_backends)
+    ]
+    binds = [{"ip": str(vip), "proto": "tcp", "port": PORT} for vip in (VIP4, VIP6)]
+    table = {"name": "web", "hash_key": HASH_KEY.hex(), "seed": SEED.hex(), "binds": binds, "backends": backends}
+    return json.dumps({"tables": [table]})
+
+
+def table_set(n_backends: int) -> TableSet:
+    return parse_tables(document(n_backends), source="bench")
+
+
+def table(n_backends: int) -> Table:
+    return table_set(n_backends).tables[0]
+
+
+@cache
+def published(n_backends: int) -> Published:
+    """The table of `document` as a director forwards by it, every next hop known."""
+    tables = table_set(n_backends)
+    rows = RowBuilder().build_all(tables)
+    compiled = compile_forwarding(tables, rows, Config(), source_ip=DIRECTOR_IP, source_mac=DIRECTOR_MAC)
+    for address in compiled.backends():
+        compiled.forwarding.set_next_hop(address.packed, GATEWAY_MAC, PATH_MTU_BYTES)
+    return compiled
+
+
+def ipv4_frame(frame_bytes: int, source: int, source_port: int) -> bytes:
+    """A TCP segment to the IPv4 VIP; its IP checksum is right, its TCP checksum 0."""
+    header = struct.pack("!BBHHHBBHLL", 0x45, 0, frame_bytes - 14, 0, 0x4000, 64, 6, 0, source, int(VIP4))
+    header = header[:10] + internet_checksum(header).to_bytes(2, "big") + header[12:]
+    frame = DIRECTOR_MAC + CLIENT_MAC + b"\x08\x00" + header + _tcp(source_port)
+    return frame.ljust(frame_bytes, b"\0")
+
+
+def ipv6_frame(frame_bytes: int, source: int, source_port: int) -> bytes:
+    """A TCP segment to the IPv6 VIP; its TCP checksum is 0."""
+    header = struct.pack("!LHBB", 0x60000000, frame_bytes - 14 - 40, 6, 64)
+    addresses = source.to_bytes(16, "big") + VIP6.packed
+    return (DIRECTOR_MAC + CLIENT_MAC + b"\x86\xdd" + header + addresses + _tcp(source_port)).ljust(frame_bytes, b"\0")
+
+
+def _tcp(source_port: int) -> bytes:
+    return struct.pack("!HHLLBBHHH", source_port, PORT, 1, 1, 0x50, 0x10, 0xFFFF, 0, 0)
+
+
+def flows(family: int, frame_bytes: int, count: int) -> list[bytes]:
+    """`count` frames of as many clients; the same ones in every run."""
+    chance = random.Random(count)
+    if family == 4:
+        return [ipv4_frame(frame_bytes, chance.getrandbits(32), chance.randrange(1024, 65536)) for _ in range(count)]
+    prefix = int(CLIENT6)
+    return [
+        ipv6_frame(frame_bytes, prefix | chance.getrandbits(64), chance.randrange(1024, 65536)) for _ in range(count)
+    ]
