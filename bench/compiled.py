@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bench.errors import BenchError
 
+_PREFIX = "glb-bench-"
 SOURCES = Path(__file__).parent
 _HEADERS = SOURCES.parent / "bpf"  # glb_protocol.h: the tunnel's port
 # As setup.py compiles the extension modules: what not every x86-64 has is used only after asking at run time.
@@ -21,7 +22,11 @@ _BPF_FLAGS = ["-O2", "-g", "-target", "bpf", "-mcpu=v3", "-Wall", "-Werror"]
 
 @functools.cache
 def _directory() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="glb-bench-")
+    for left_over in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        pid = left_over.name.removeprefix(_PREFIX).partition("-")[0]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():  # of a run that was killed
+            shutil.rmtree(left_over, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-")
 
 
 def directory() -> Path:
