@@ -11,7 +11,7 @@ Network = IPv4Network | IPv6Network
 Sockets = Callable[[int, bytes, int, bytes, int], str]
 
 STATES: Final[dict[str, int]]
-DEF_REMEMBER_MS: Final[int]
+DEFAULT_REMEMBER_MS: Final[int]
 
 class Settings:
     vips: tuple[Network, ...]

@@ -1,9 +1,10 @@
 """The second chance, one decision per tunnel packet: accept, bounce or drop. And the NFQUEUE loop that carries it out.
 
-In packet order: `first_look` reads the packet (_tunnel.pxd) and recalls its flow (_memory.pxd); what is still open is asked of the
-kernel's socket table, a batch at once (_diag.pxd); `second_look` turns the answer into a reason. `Engine` runs this over NFQUEUE
-(_nfqueue.pxd); `decide` runs it over one packet with a socket table of the caller's, for tests and for explaining.
-The per-packet code never raises and touches no Python object: one `with nogil` until somebody interrupts the loop.
+In packet order: `first_look` (_judge.pxd) reads the packet (_tunnel.pxd) and recalls its flow (_memory.pxd); what is still open is
+asked of the kernel's socket table, a batch at once (_diag.pxd); `second_look` (_judge.pxd) turns the answer into a reason. `Engine`
+sets up the loop (_loop.pxd) that runs this over NFQUEUE (_nfqueue.pxd); `decide` runs it over one packet with a socket table of the
+caller's, for tests and for explaining. The per-packet code never raises and touches no Python object: one `with nogil` until
+somebody interrupts the loop.
 """
 
 import errno as errno_names
@@ -11,16 +12,17 @@ import ipaddress
 import os
 import threading
 
-from libc.errno cimport EAGAIN, EINTR, ENOBUFS, errno
+from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memchr, memcpy, memset
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
-from posix.unistd cimport close, pread, write
+from libc.string cimport memcpy, memset
+from posix.unistd cimport close
 
 from glb._siphash cimport sip_key
-from glb._wire cimport Cursor, fold_checksum, load_be16, load_be32, store_be16, sum_be16
+from glb._wire cimport load_be16, store_be16
 from proxy_agent._diag cimport *
+from proxy_agent._judge cimport *
+from proxy_agent._loop cimport *
 from proxy_agent._memory cimport *
 from proxy_agent._nfqueue cimport *
 from proxy_agent._tunnel cimport *
@@ -28,31 +30,13 @@ from proxy_agent._tunnel cimport *
 from glb.errors import DeviceError
 from proxy_agent.decide import REASONS, Decision
 
-cdef extern from "<poll.h>" nogil:
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    int poll(pollfd* fds, unsigned long count, int timeout_ms)
-    enum:
-        POLLIN
-
 assert len(REASONS) == N_REASONS  # decide.REASONS and `Why` are one table in two languages
 
 STATES = {
     "none": TCP_STATE_NONE, "established": 1, "syn_sent": 2, "syn_recv": 3, "fin_wait1": 4, "fin_wait2": 5, "time_wait": 6,
     "close_wait": 8, "last_ack": 9, "listen": TCP_STATE_LISTEN, "closing": 11, "unknown": TCP_STATE_UNKNOWN,
 }
-DEF_REMEMBER_MS = 2000
-
-cdef enum:
-    NETSTAT_BYTES = 16384    # /proc/net/netstat is about 4 KiB
-    COOKIES_FOR_MS = 10000   # cookies count as in use this long after the last one was sent
-    IDLE_MS = 1000
-    RETURN_NOW = 1           # values of Loop.interrupted
-    RETURN_WHEN_EMPTY = 2
-    SOCKET_BYTES = 33554432  # asked for; a batch of the longest packets is 4 MiB of verdicts
-
+DEFAULT_REMEMBER_MS = 2000
 
 # -- settings ----------------------------------------------------------------------------------------------------------
 
@@ -128,69 +112,6 @@ cdef class Recollection:
 
 # -- the decision ------------------------------------------------------------------------------------------------------
 
-cdef inline Why first_look(const Guard* guard, Memory* memory, Tunnel* t, uint8_t* packet, size_t length, uint32_t now_ms,
-                           uint64_t* tag) noexcept nogil:
-    """What the packet itself and the memory can tell; WHY_LOOK_UP: the kernel has to say whether `t.flow` has a socket."""
-    cdef Why why = read_tunnel(packet, length, guard, t)
-    cdef RecentEntry* entry
-    if why == WHY_SYN:
-        # Only a SYN of its own is answered by a cookie; a SYN+ACK answers somebody else's SYN.
-        if not t.tcp_flags & TCP_ACK:
-            note_syn(memory, flow_tag(memory, &t.flow), t.tcp_seq, now_ms)
-        return why
-    if why != WHY_LOOK_UP:
-        return why
-    tag[0] = flow_tag(memory, &t.flow)
-    entry = recall(memory, tag[0], now_ms)
-    if entry == NULL or (t.is_error and entry.why != WHY_ESTABLISHED):
-        return WHY_LOOK_UP
-    why = <Why>entry.why
-    if t.tcp_flags & TCP_RST:
-        forget(memory, tag[0])  # the stack ends the flow now
-    return WHY_ICMP_ERROR if t.is_error else why
-
-
-cdef inline Why second_look(const Guard* guard, Memory* memory, const Tunnel* t, uint64_t tag, int state, bint cookies,
-                            uint32_t now_ms, uint32_t remember_ms, int* hop) noexcept nogil:
-    """The reason, given the state of the socket that the kernel found (TCP_STATE_NONE: none). `cookies`: in use just now."""
-    cdef RecentEntry* entry
-    if state == TCP_STATE_UNKNOWN:
-        return WHY_LOOK_UP_FAILED
-    if state != TCP_STATE_NONE and state != TCP_STATE_LISTEN:
-        if remember_ms and not t.tcp_flags & TCP_RST:
-            remember(memory, tag, WHY_ESTABLISHED, now_ms, remember_ms)
-        return WHY_ICMP_ERROR if t.is_error else WHY_ESTABLISHED
-    if not t.is_error:
-        # A cookie accepted earlier in this very batch: its segments arrive before the stack has made the socket.
-        entry = recall(memory, tag, now_ms)
-        if entry != NULL and entry.why == WHY_SYN_COOKIE:
-            return WHY_SYN_COOKIE
-        if (cookies and state == TCP_STATE_LISTEN and t.tcp_flags & (TCP_ACK | TCP_SYN | TCP_FIN | TCP_RST) == TCP_ACK
-                and follows_syn(memory, tag, t.tcp_seq, now_ms)):
-            remember(memory, tag, WHY_SYN_COOKIE, now_ms, 2000)
-            return WHY_SYN_COOKIE
-    hop[0] = next_hop(guard, t)
-    if hop[0] < 0:
-        return WHY_LAST_RESORT
-    if t.start[8] <= 1:  # TTL: the kernel, which lowers it, would answer with an ICMP error
-        return WHY_TTL
-    return WHY_BOUNCE
-
-
-cdef inline bint is_accept(Why why) noexcept nogil:
-    return why < WHY_BOUNCE
-
-
-cdef inline bint fits_in_place(const Tunnel* t) noexcept nogil:
-    """Whether the kernel may go on with the inner packet where the tunnel packet was.
-
-    By then it has checked the IPv4 header and noted where it ends, for the outer one; so the inner one must end at the same
-    place and be sound. Every other packet enters by the TUN device and is checked like one from a wire."""
-    cdef const uint8_t* ip = t.start + t.inner_at
-    return (t.family == 4 and t.inner_header == t.outer_header
-            and fold_checksum(sum_be16(ip, t.inner_header, 0)) == 0)
-
-
 def decide(packet, Settings settings not None, sockets=None, *, Recollection recollection=None, cookies_in_use=False,
            uint32_t now_ms=1, uint32_t remember_ms=0):
     """Judge one tunnel packet (bytes from the outer IPv4 header on) as the engine does.
@@ -232,198 +153,6 @@ def decide(packet, Settings settings not None, sockets=None, *, Recollection rec
 
 # -- the engine --------------------------------------------------------------------------------------------------------
 
-cdef struct Loop:
-    int queue_fd             # NFQUEUE netlink socket
-    int wake_fd              # eventfd of the engine; readable when the loop is to return to Python
-    int tun_fd               # -1: none, then IPv6 cannot be delivered
-    int netstat_fd           # /proc/net/netstat; -1: SYN cookies cannot be noticed
-    int cookie_column        # of SyncookiesSent in its TcpExt line
-    uint16_t queue_be
-    uint32_t batch           # packets read at once, 1..MAX_BATCH
-    uint32_t remember_ms
-    bint accept_all          # bench/agent_verdicts.py: the loop alone, without a look at the packets
-    volatile int interrupted
-    uint64_t cookies_sent
-    uint32_t cookies_until_ms
-    uint32_t cookies_read_ms
-    bint cookies
-    uint64_t reasons[N_REASONS]
-    uint64_t bounced_to[256]           # by position in the hop list
-    uint64_t look_ups
-    uint64_t recalled                  # decided from memory, without a look-up
-    uint64_t verdict_errors            # the kernel refused a verdict
-    uint64_t overruns                  # the netlink socket lost packets
-    uint32_t last_source[N_REASONS]    # outer source of the last packet dropped for a reason, host order
-    uint8_t* buffers                   # MAX_BATCH * RECEIVE_BYTES
-    mmsghdr messages[MAX_BATCH]
-    iovec vectors[MAX_BATCH]
-    VerdictMessage verdicts[MAX_BATCH]
-    iovec verdict_vectors[3 * MAX_BATCH]
-    int n_vectors
-    Tunnel tunnels[MAX_BATCH]
-    uint8_t* packets[MAX_BATCH]
-    size_t lengths[MAX_BATCH]
-    uint32_t packet_ids[MAX_BATCH]
-    Why whys[MAX_BATCH]
-    uint64_t tags[MAX_BATCH]
-    uint32_t asked[MAX_BATCH]          # index of the packet's look-up
-    uint64_t asked_tags[MAX_BATCH]     # by index of the look-up
-    LookUps look_ups_of_batch
-
-
-cdef inline uint32_t clock_ms() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <uint32_t>(<uint64_t>now.tv_sec * 1000 + <uint64_t>now.tv_nsec // 1000000)
-
-
-cdef void watch_cookies(Loop* loop, uint32_t now_ms) noexcept nogil:
-    """Read SyncookiesSent; when it has grown since the last time, cookies are in use for the next 10 s. About 20 us."""
-    cdef char text[NETSTAT_BYTES]
-    cdef const char* at
-    cdef ssize_t length
-    cdef uint64_t sent = 0
-    cdef int column = -1
-    loop.cookies_read_ms = now_ms
-    if loop.netstat_fd < 0:
-        return
-    length = pread(loop.netstat_fd, text, NETSTAT_BYTES - 1, 0)
-    if length <= 0:
-        return
-    text[length] = 0
-    at = <const char*>memchr(text, 10, length)  # the first line has the names, the second the numbers
-    while at != NULL and column < loop.cookie_column:
-        at = <const char*>memchr(at + 1, 32, text + length - at - 1)
-        column += 1
-    if at == NULL:
-        return
-    at += 1
-    while 48 <= at[0] <= 57:
-        sent = sent * 10 + <uint64_t>(at[0] - 48)
-        at += 1
-    if sent != loop.cookies_sent:
-        loop.cookies_sent = sent
-        loop.cookies_until_ms = now_ms + COOKIES_FOR_MS
-        loop.cookies = True
-    elif loop.cookies and not in_time(loop.cookies_until_ms, now_ms):
-        loop.cookies = False
-
-
-cdef inline void conclude(Loop* loop, int i, Why why, int hop) noexcept nogil:
-    """Count packet `i` once and put its verdict on the list."""
-    cdef Tunnel* t = &loop.tunnels[i]
-    cdef uint8_t* packet = NULL
-    cdef size_t length = 0
-    cdef uint32_t verdict = NF_DROP
-    if why == WHY_BOUNCE:
-        redirect(t, hop)
-        packet = t.start
-        length = t.length
-        verdict = NF_ACCEPT
-        loop.bounced_to[hop] += 1
-    elif is_accept(why):
-        packet = t.start + t.inner_at
-        length = t.inner_length
-        if fits_in_place(t):
-            verdict = NF_ACCEPT
-        else:
-            if loop.tun_fd < 0 or write(loop.tun_fd, packet, length) != <ssize_t>length:
-                why = WHY_UNDELIVERED
-            packet = NULL
-    loop.reasons[<int>why] += 1
-    if why > WHY_BOUNCE and loop.lengths[i] >= MIN_IPV4_BYTES:
-        loop.last_source[<int>why] = load_be32(loop.packets[i] + 12)
-    loop.n_vectors += put_verdict(&loop.verdicts[i], &loop.verdict_vectors[loop.n_vectors], loop.queue_be, loop.packet_ids[i],
-                                  verdict, packet, length)
-
-
-cdef void judge_batch(Loop* loop, const Guard* guard, Memory* memory, int n, uint32_t now_ms) noexcept nogil:
-    """Verdicts for the packets 0..n-1, in their order, with at most one round of questions to the kernel."""
-    cdef LookUps* look_ups = &loop.look_ups_of_batch
-    cdef int i, hop, state
-    cdef uint32_t k
-    cdef bint maybe_cookie = False
-    look_ups.count = 0
-    for i in range(n):
-        loop.whys[i] = first_look(guard, memory, &loop.tunnels[i], loop.packets[i], loop.lengths[i], now_ms, &loop.tags[i])
-        if loop.whys[i] == WHY_LOOK_UP:
-            for k in range(look_ups.count):
-                if loop.asked_tags[k] == loop.tags[i]:
-                    break
-            else:
-                k = ask_about(look_ups, &loop.tunnels[i].flow)
-                loop.asked_tags[k] = loop.tags[i]
-            loop.asked[i] = k
-        elif loop.whys[i] == WHY_ESTABLISHED or loop.whys[i] == WHY_SYN_COOKIE or loop.whys[i] == WHY_ICMP_ERROR:
-            loop.recalled += 1
-    if look_ups.count:
-        ask_kernel(look_ups)
-        loop.look_ups += look_ups.count
-    for i in range(n):
-        hop = -1
-        if loop.whys[i] == WHY_LOOK_UP:
-            state = look_ups.states[loop.asked[i]]
-            if state == TCP_STATE_LISTEN and not loop.cookies and not maybe_cookie:
-                # The first cookies of a flood may be newer than what we know: ask before bouncing their answers away.
-                maybe_cookie = follows_syn(memory, loop.tags[i], loop.tunnels[i].tcp_seq, now_ms)
-                if maybe_cookie:
-                    watch_cookies(loop, now_ms)
-            loop.whys[i] = second_look(guard, memory, &loop.tunnels[i], loop.tags[i], state, loop.cookies, now_ms,
-                                       loop.remember_ms, &hop)
-        conclude(loop, i, loop.whys[i], hop)
-
-
-cdef int serve(Loop* loop, const Guard* guard, Memory* memory) noexcept nogil:
-    """Batches until somebody interrupts: 0. Or -errno when the queue's socket fails."""
-    cdef int received, i, n
-    cdef pollfd waits[2]
-    cdef msghdr out
-    cdef uint32_t now_ms
-    waits[0].fd = loop.queue_fd
-    waits[1].fd = loop.wake_fd
-    waits[0].events = waits[1].events = POLLIN
-    memset(&out, 0, sizeof(out))
-    while loop.interrupted != RETURN_NOW:
-        received = recvmmsg(loop.queue_fd, loop.messages, loop.batch, MSG_DONTWAIT, NULL)
-        now_ms = clock_ms()
-        if now_ms - loop.cookies_read_ms >= IDLE_MS:
-            watch_cookies(loop, now_ms)
-        if received < 0:
-            if errno == EAGAIN:
-                if loop.interrupted:
-                    return 0
-                poll(waits, 2, IDLE_MS)
-            elif errno == ENOBUFS:
-                loop.overruns += 1
-            elif errno != EINTR:
-                return -errno
-            continue
-        n = 0
-        loop.n_vectors = 0
-        for i in range(received):
-            loop.packets[n] = read_packet(loop.buffers + <size_t>i * RECEIVE_BYTES, loop.messages[i].msg_len,
-                                          &loop.lengths[n], &loop.packet_ids[n])
-            if loop.packets[n] == NULL:
-                loop.verdict_errors += 1  # an NLMSG_ERROR: the only other thing that the queue sends
-            else:
-                n += 1
-        if loop.accept_all:
-            for i in range(n):
-                loop.n_vectors += put_verdict(&loop.verdicts[i], &loop.verdict_vectors[loop.n_vectors], loop.queue_be,
-                                              loop.packet_ids[i], NF_ACCEPT, NULL, 0)
-            loop.reasons[<int>WHY_UDP] += n
-        else:
-            judge_batch(loop, guard, memory, n, now_ms)
-        if loop.n_vectors:
-            out.msg_iov = loop.verdict_vectors
-            out.msg_iovlen = loop.n_vectors
-            # The verdicts are in force when this call returns.
-            while sendmsg(loop.queue_fd, &out, 0) < 0:
-                if errno != EINTR and errno != ENOBUFS:
-                    return -errno
-    return 0
-
-
 cdef describe(int error):
     return f"{os.strerror(error)} ({errno_names.errorcode.get(error, error)})"
 
@@ -453,7 +182,7 @@ cdef class Engine:
         if self.loop.buffers == NULL:
             raise MemoryError()
 
-    def __init__(self, queue_num, ifindex, Settings settings not None, tun_fd=-1, *, remember_ms=DEF_REMEMBER_MS, batch=MAX_BATCH,
+    def __init__(self, queue_num, ifindex, Settings settings not None, tun_fd=-1, *, remember_ms=DEFAULT_REMEMBER_MS, batch=MAX_BATCH,
                  accept_all=False):
         self.queue_num = queue_num
         self.settings = settings
@@ -497,7 +226,7 @@ cdef class Engine:
         if loop.queue_fd < 0:
             raise DeviceError(f"cannot open NETLINK_NETFILTER: {describe(errno)}; the kernel needs CONFIG_NETFILTER_NETLINK_QUEUE")
         self._bind_queue()
-        # Packets lost for want of socket memory are counted by the kernel (queue_dropped_packets); an error per loss helps nobody.
+        # What is lost for want of socket memory is counted by the kernel (metrics.queue_state); an error per loss helps nobody.
         setsockopt(loop.queue_fd, SOL_NETLINK, NETLINK_NO_ENOBUFS, &on, sizeof(on))
         self._open_netstat()
 

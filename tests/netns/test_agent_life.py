@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -258,6 +259,24 @@ def test_flow_survives_an_agent_that_is_killed_and_started_again(net: Switch, ag
         client.close()
         server.close()
         director.close()
+
+
+def test_idle_agent_rests(agent: Agent) -> None:
+    agent.start()
+    assert agent.process is not None
+    stat = Path(f"/proc/{agent.process.pid}/stat")
+
+    def ticks() -> int:
+        return sum(map(int, stat.read_text().rpartition(")")[2].split()[11:13]))  # user and system time
+
+    def rests() -> bool:
+        before = ticks()
+        time.sleep(0.3)
+        return ticks() - before <= 3  # of 30
+
+    eventually(rests)
+    agent.reload(allowed_sources=["10.0.0.0/8"])
+    eventually(rests)
 
 
 def test_admin_pages(agent: Agent) -> None:
