@@ -1,284 +1,431 @@
 """Rendezvous hashing: the order of backends per row, and the rows that a row rule makes of it (docs/protocol/table.md).
 
-Read from the top: hash one row, select its best candidates, derive its hops; then the loops over all rows. A hash
-here is the *rank* of a backend in a row: its 8 SipHash output bytes read as a big-endian number; the smallest is first.
+A hash is here the *rank* of a backend in a row: its 8 SipHash output bytes read as a big-endian number; the smallest is
+first. With weights, the smallest *score* is (_weights.pxd). The hot leaf is _rendezvous_lanes.h, compiled for several
+instruction sets; the row rules are _rowrules.pxd. GLB_SIMD=scalar (or avx2, avx512) in the environment forces one.
 """
 
 from cpython cimport array
 from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport calloc, free, getenv, malloc, qsort
 from libc.string cimport memcpy, memset
 
 import array
 
-from _siphash cimport SipKey, _round, sip_key, siphash24 as _siphash24
+from _engines cimport GLB_KEPT, GLB_MAX_LANES, GLB_N_ENGINES, Entry, compare_entries, glb_engine, glb_engine_runs
+from _engines cimport glb_engines, glb_ranked, known_of, write_head
+from _rowrules cimport GLB_BAD, GLB_PROMOTED, LIVE, MAX_HOPS, NEW, NONE, SKIPPED, USABLE
+from _rowrules cimport Backends, owners_row, row_of
+from _siphash cimport SipKey, sip_key, siphash24 as _siphash24
+from _weights cimport Best, fill_log2, floor_factor, is_before, score_of, select_best
 
-# How a row rule sees one backend: the byte that `derive` takes per backend. glb/table/rows.py fills them in.
-cdef enum:
-    SKIPPED = 0x01         # takes no part (state inactive)
-    USABLE = 0x02          # may be a primary under first_usable
-    LIVE = 0x04            # healthy though not usable (draining): its flows surely live
-    GLB_BAD = 0x08         # a primary that GLB would exchange: draining, or not healthy
-    GLB_PROMOTED = 0x10    # a secondary that GLB would exchange for it: state active
-    NEW = 0x20             # filling: those after it may hold flows of its rows
-
-KIND_SKIPPED = SKIPPED
-KIND_USABLE = USABLE
-KIND_LIVE = LIVE
-KIND_GLB_BAD = GLB_BAD
-KIND_GLB_PROMOTED = GLB_PROMOTED
-KIND_NEW = NEW
-
-cdef enum:
-    MAX_HOPS = 4
-    NONE = 0xFFFF          # no backend: an unused entry of a row
-
+KIND_SKIPPED, KIND_USABLE, KIND_LIVE, KIND_NEW = SKIPPED, USABLE, LIVE, NEW
+KIND_GLB_BAD, KIND_GLB_PROMOTED = GLB_BAD, GLB_PROMOTED
 NO_BACKEND = NONE
+MAX_KEPT = GLB_KEPT
+
+cdef enum:
+    MAX_ROWS = 1 << 20
+    MAX_WEIGHT = 100
+    CHUNK = 256            # backends whose ranks of GLB_MAX_LANES rows stay in the first-level cache
+    ENOUGH = 64            # of an order: nearly every row finds its hops among so many; else it is sorted in full
 
 
-cdef extern from *:
-    """
-    #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-    #error "glb/_siphash.pxd reads words little-endian"
-    #endif
-    """
-    uint64_t __builtin_bswap64(uint64_t) nogil
+# ---- engines
+
+ENGINES = tuple(glb_engines[i].name.decode() for i in range(GLB_N_ENGINES) if glb_engine_runs(i))  # fastest first
 
 
-cdef struct Addresses:
-    Py_ssize_t count
-    uint64_t* low      # first 8 address bytes, little-endian; of an IPv4 address only 4, the rest zero
-    uint64_t* high     # last 8 bytes of an IPv6 address
-    uint8_t* length    # 4 or 16
-    bint only_ipv4
+def _chosen_engine():
+    cdef const char* wanted = getenv("GLB_SIMD")
+    name = ENGINES[0] if wanted == NULL or not wanted[0] else wanted.decode()
+    if name not in ENGINES:
+        raise ImportError(f"GLB_SIMD={name}: this machine can do {', '.join(ENGINES)}")
+    return name
 
 
-# ---- one row
-
-cdef inline uint64_t row_seed_of(SipKey seed, uint32_t row) noexcept nogil:
-    """SipHash of the row number as 4 big-endian bytes, as the number whose little-endian bytes are the output."""
-    cdef uint8_t message[4]
-    message[0] = <uint8_t>(row >> 24)
-    message[1] = <uint8_t>(row >> 16)
-    message[2] = <uint8_t>(row >> 8)
-    message[3] = <uint8_t>row
-    return _siphash24(seed, message, 4)
+ENGINE = _chosen_engine()  # what is used unless an Order is told otherwise
+fill_log2()
 
 
-cdef void rank_row(SipKey seed, uint64_t row_seed, const Addresses* addresses, uint64_t* ranks) noexcept nogil:
-    """The rank of every backend in one row. The one hot leaf: replace it to vectorise.
-
-    All messages of a row begin with the same 8 bytes (the row's seed), so that block is compressed once per row.
-    """
-    cdef uint64_t s0 = seed.k0 ^ <uint64_t>0x736f6d6570736575
-    cdef uint64_t s1 = seed.k1 ^ <uint64_t>0x646f72616e646f6d
-    cdef uint64_t s2 = seed.k0 ^ <uint64_t>0x6c7967656e657261
-    cdef uint64_t s3 = seed.k1 ^ <uint64_t>0x7465646279746573 ^ row_seed
-    cdef uint64_t v0, v1, v2, v3, word
-    cdef Py_ssize_t i
-    _round(&s0, &s1, &s2, &s3)
-    _round(&s0, &s1, &s2, &s3)
-    s0 ^= row_seed
-    for i in range(addresses.count):
-        v0 = s0
-        v1 = s1
-        v2 = s2
-        v3 = s3
-        if not addresses.only_ipv4 and addresses.length[i] == 16:
-            word = addresses.low[i]
-            v3 ^= word
-            _round(&v0, &v1, &v2, &v3)
-            _round(&v0, &v1, &v2, &v3)
-            v0 ^= word
-            word = addresses.high[i]
-            v3 ^= word
-            _round(&v0, &v1, &v2, &v3)
-            _round(&v0, &v1, &v2, &v3)
-            v0 ^= word
-            word = <uint64_t>24 << 56
-        else:
-            word = addresses.low[i] | <uint64_t>12 << 56
-        v3 ^= word
-        _round(&v0, &v1, &v2, &v3)
-        _round(&v0, &v1, &v2, &v3)
-        v0 ^= word
-        v2 ^= 0xff
-        _round(&v0, &v1, &v2, &v3)
-        _round(&v0, &v1, &v2, &v3)
-        _round(&v0, &v1, &v2, &v3)
-        _round(&v0, &v1, &v2, &v3)
-        ranks[i] = __builtin_bswap64(v0 ^ v1 ^ v2 ^ v3)
+cdef const glb_engine* _engine(name) except NULL:
+    cdef int i
+    for i in range(GLB_N_ENGINES):
+        if glb_engines[i].name.decode() == name and name in ENGINES:
+            return &glb_engines[i]
+    raise ValueError(f"no engine {name!r}; this machine can do {', '.join(ENGINES)}")
 
 
-cdef void select_best(
-    const uint64_t* ranks, Py_ssize_t count, uint16_t* best, uint64_t* best_ranks, Py_ssize_t keep
-) noexcept nogil:
-    """The `keep` (<= count) lowest ranks in order, by insertion; a tie keeps the lower index first."""
-    cdef Py_ssize_t i, at, filled = 0
-    cdef uint64_t rank
-    for i in range(count):
-        rank = ranks[i]
-        if filled == keep:
-            if rank >= best_ranks[keep - 1]:
-                continue
-            at = keep - 1
-        else:
-            at = filled
-            filled += 1
-        while at > 0 and best_ranks[at - 1] > rank:
-            best_ranks[at] = best_ranks[at - 1]
-            best[at] = best[at - 1]
-            at -= 1
-        best_ranks[at] = rank
-        best[at] = <uint16_t>i
+# ---- the order
 
+cdef class _Room:
+    """Memory to order rows in; of one call, so that an Order may be used by several threads."""
 
-cdef bint first_usable_row(
-    const uint16_t* order, Py_ssize_t known, const uint8_t* kinds, bint any_usable, Py_ssize_t hops, uint16_t* row
-) noexcept nogil:
-    """Hops by first_usable from the first `known` backends of the order; False: more of the order is needed."""
-    cdef Py_ssize_t i, at, primary = -1, filled = 0
-    cdef int group
-    cdef uint8_t kind
-    for i in range(known):
-        kind = kinds[order[i]]
-        if not kind & SKIPPED and (kind & USABLE or not any_usable):  # none usable: fail open
-            primary = i
-            break
-    if primary < 0:
-        return False
-    row[0] = order[primary]
-    filled = 1
-    for group in range(2):  # before the primary: first the draining and healthy, then the unhealthy
-        for i in range(primary):
-            if filled == hops:
-                return True
-            kind = kinds[order[i]]
-            if not kind & SKIPPED and (kind & LIVE == 0) == (group == 1):
-                row[filled] = order[i]
-                filled += 1
-    at = primary + 1
-    while filled < hops:
-        if at == known:
-            return False
-        if not kinds[order[at]] & SKIPPED:
-            row[filled] = order[at]
-            filled += 1
-        at += 1
-    return True
-
-
-cdef bint glb2_row(
-    const uint16_t* order, Py_ssize_t known, const uint8_t* kinds, Py_ssize_t hops, uint16_t* row
-) noexcept nogil:
-    """Hops (at most two) exactly as GLB's builder makes them; False: more of the order is needed."""
-    cdef Py_ssize_t i, filled = 0
-    for i in range(known):
-        if filled == hops:
-            break
-        if not kinds[order[i]] & SKIPPED:
-            row[filled] = order[i]
-            filled += 1
-    if filled < hops:
-        return False
-    if hops == 2 and kinds[row[0]] & GLB_BAD and kinds[row[1]] & GLB_PROMOTED:
-        row[0], row[1] = row[1], row[0]
-    return True
-
-
-cdef bint owners_row(
-    const uint16_t* order,
-    Py_ssize_t known,
-    const uint8_t* kinds,
-    const uint16_t* row,
-    Py_ssize_t stride,
-    uint16_t* owners,
-) noexcept nogil:
-    """Those hops of a row that may hold its flows, as far as states tell; False: more of the order is needed.
-
-    The primary does; so do draining backends before it in the order, which it displaced, and those that a filling
-    primary displaced: the usable ones after it, up to the first that is not filling itself.
-    """
-    cdef Py_ssize_t i, at
-    cdef bint displaced
-    for i in range(stride):
-        owners[i] = NONE
-    owners[0] = row[0]
-    if row[0] == NONE:
-        return True
-    displaced = kinds[row[0]] & NEW != 0
-    for i in range(1, stride):
-        if row[i] == NONE:
-            break
-        if kinds[row[i]] & USABLE:
-            if displaced:
-                owners[i] = row[i]
-                displaced = kinds[row[i]] & NEW != 0
-        elif kinds[row[i]] & LIVE:
-            at = 0
-            while at < known and order[at] != row[i] and order[at] != row[0]:
-                at += 1
-            if at == known:
-                return False
-            if order[at] == row[i]:
-                owners[i] = row[i]
-    return True
-
-
-# ---- entry points
-
-cdef class _Backends:
-    """The addresses as the hash takes them, and scratch space for one row."""
-
-    cdef Addresses addresses
     cdef uint64_t* ranks
-    cdef uint64_t* best_ranks
-    cdef uint16_t* best
+    cdef Entry* entries
+    cdef Best best             # ENOUGH of one row
+    cdef Best[GLB_MAX_LANES] of_lanes
+    cdef uint16_t* order       # what order_row found
 
-    def __cinit__(self, list addresses):
-        cdef Py_ssize_t count = len(addresses), i
-        cdef bytes address
-        if not 0 < count < NONE:
-            raise ValueError(f"{count} addresses; 1 to {NONE - 1} can be ordered")
-        self.addresses.count = count
-        self.addresses.only_ipv4 = True
-        self.addresses.low = <uint64_t*>malloc(count * sizeof(uint64_t))
-        self.addresses.high = <uint64_t*>malloc(count * sizeof(uint64_t))
-        self.addresses.length = <uint8_t*>malloc(count)
-        self.ranks = <uint64_t*>malloc(count * sizeof(uint64_t))
-        self.best_ranks = <uint64_t*>malloc(count * sizeof(uint64_t))
-        self.best = <uint16_t*>malloc(count * sizeof(uint16_t))
-        if not (self.addresses.low and self.addresses.high and self.addresses.length):
+    def __cinit__(self, size_t count):
+        cdef size_t n_best = ENOUGH + GLB_MAX_LANES * GLB_KEPT
+        cdef int lane
+        self.ranks = <uint64_t*>malloc((count + CHUNK * GLB_MAX_LANES) * sizeof(uint64_t))
+        self.entries = <Entry*>malloc(count * sizeof(Entry))
+        self.order = <uint16_t*>malloc((count + ENOUGH) * sizeof(uint16_t))
+        self.best.scores = <uint64_t*>malloc(n_best * sizeof(uint64_t))
+        self.best.ranks = <uint64_t*>malloc(n_best * sizeof(uint64_t))
+        self.best.backends = <uint16_t*>malloc(n_best * sizeof(uint16_t))
+        if not (self.ranks and self.entries and self.order and self.best.scores and self.best.ranks and self.best.backends):
             raise MemoryError
-        if not (self.ranks and self.best_ranks and self.best):
-            raise MemoryError
-        for i in range(count):
-            address = addresses[i]
-            if len(address) not in (4, 16):
-                raise ValueError(f"an address of {len(address)} bytes; it must have 4 or 16")
-            self.addresses.length[i] = <uint8_t>len(address)
-            self.addresses.low[i] = 0
-            self.addresses.high[i] = 0
-            if len(address) == 4:
-                memcpy(&self.addresses.low[i], <const uint8_t*>address, 4)
-            else:
-                self.addresses.only_ipv4 = False
-                memcpy(&self.addresses.low[i], <const uint8_t*>address, 8)
-                memcpy(&self.addresses.high[i], <const uint8_t*>address + 8, 8)
+        for lane in range(GLB_MAX_LANES):
+            self.of_lanes[lane].scores = self.best.scores + ENOUGH + lane * GLB_KEPT
+            self.of_lanes[lane].ranks = self.best.ranks + ENOUGH + lane * GLB_KEPT
+            self.of_lanes[lane].backends = self.best.backends + ENOUGH + lane * GLB_KEPT
 
     def __dealloc__(self):
-        free(self.addresses.low)
-        free(self.addresses.high)
-        free(self.addresses.length)
         free(self.ranks)
-        free(self.best_ranks)
-        free(self.best)
+        free(self.entries)
+        free(self.order)
+        free(self.best.scores)
+        free(self.best.ranks)
+        free(self.best.backends)
 
-    cdef void order_row(self, SipKey seed, uint32_t row, Py_ssize_t keep) noexcept nogil:
-        """Fill `best` with the first `keep` backends of the row's order."""
-        rank_row(seed, row_seed_of(seed, row), &self.addresses, self.ranks)
-        select_best(self.ranks, self.addresses.count, self.best, self.best_ranks, keep)
 
+cdef bytes _all_like_most(bytes weights):
+    return bytes([max(set(weights), key=weights.count)]) * len(weights)
+
+
+cdef class Order:
+    """The rendezvous order of a table's rows: the first `keep` backends of each row; the rest is found when needed.
+
+    seed: 16 bytes; addresses: 4 or 16 bytes each, in the table's order; weights: 1 to 100 each, None: all equal;
+    keep: at most MAX_KEPT, and at most len(addresses); engine: one of ENGINES. No result depends on the engine.
+    """
+
+    cdef readonly Py_ssize_t n_rows
+    cdef readonly Py_ssize_t keep
+    cdef readonly array.array heads   # uint16, n_rows * keep; NO_BACKEND at the end of a row where it is not known
+    cdef readonly bytes weights       # one byte each
+    cdef readonly bint weighted       # not all equal
+    cdef readonly str engine_name
+    cdef bytes _seed
+    cdef list _addresses
+    cdef const glb_engine* engine
+    cdef glb_ranked ranked
+    cdef uint64_t* words              # of ranked: last_words, then ipv6
+    cdef uint8_t* weight_of
+    cdef uint64_t* floors             # floor_factor of each weight
+
+    def __init__(
+        self, bytes seed, list addresses, Py_ssize_t n_rows, Py_ssize_t keep, *, weights=None, str engine=ENGINE
+    ):
+        if not 0 < keep <= min(len(addresses), <Py_ssize_t>GLB_KEPT):
+            raise ValueError(f"keep {keep} of {len(addresses)} backends; 1 to {GLB_KEPT}, and no more than there are")
+        if not 0 < n_rows <= MAX_ROWS:
+            raise ValueError(f"{n_rows} rows; 1 to {MAX_ROWS}")
+        self.keep = keep
+        self.n_rows = n_rows
+        self._take(seed, addresses, engine)
+        self._weigh(bytes([1]) * len(addresses) if weights is None else bytes(weights))
+        self.heads = array.clone(array.array("H"), n_rows * keep, False)
+        self._order_all()
+
+    def __dealloc__(self):
+        free(self.words)
+        free(self.weight_of)
+        free(self.floors)
+
+    cdef int _take(self, bytes seed, list addresses, str engine) except -1:
+        """Seed and addresses as the hash takes them."""
+        cdef Py_ssize_t i, count = len(addresses)
+        cdef SipKey key = _key(seed)
+        cdef bytes address
+        cdef uint64_t* ipv6
+        if not 0 < count < NONE:
+            raise ValueError(f"{count} addresses; 1 to {NONE - 1} can be ordered")
+        self._seed = seed
+        self._addresses = addresses
+        free(self.words)
+        self.words = <uint64_t*>calloc(3 * count + GLB_MAX_LANES, sizeof(uint64_t))
+        if self.words == NULL:
+            raise MemoryError
+        ipv6 = self.words + count + GLB_MAX_LANES
+        self.ranked = glb_ranked(key.k0, key.k1, count, self.words, NULL)
+        for i in range(count):
+            address = addresses[i]
+            if len(address) == 4:
+                memcpy(&self.words[i], <const uint8_t*>address, 4)
+                self.words[i] |= <uint64_t>12 << 56  # the message: 8 bytes row seed and these
+            elif len(address) == 16:
+                memcpy(&ipv6[2 * i], <const uint8_t*>address, 16)
+                self.words[i] = <uint64_t>24 << 56
+                self.ranked.ipv6 = ipv6
+            else:
+                raise ValueError(f"an address of {len(address)} bytes; it must have 4 or 16")
+        # Only the scalar engine takes IPv6 backends: no packet can be sent to one yet.
+        self.engine_name = "scalar" if self.ranked.ipv6 != NULL else engine
+        self.engine = _engine(self.engine_name)
+        return 0
+
+    cdef int _weigh(self, bytes weights) except -1:
+        cdef Py_ssize_t i, count = self.ranked.count
+        if len(weights) != count or not all(1 <= weight <= MAX_WEIGHT for weight in weights):
+            raise ValueError(f"weights must be {count} numbers from 1 to {MAX_WEIGHT}")
+        self.weights = weights
+        self.weighted = len(set(weights)) > 1
+        free(self.weight_of)
+        free(self.floors)
+        self.weight_of = <uint8_t*>malloc(count)
+        self.floors = <uint64_t*>malloc(count * sizeof(uint64_t))
+        if self.weight_of == NULL or self.floors == NULL:
+            raise MemoryError
+        for i in range(count):
+            self._weigh_one(i, weights[i])
+        return 0
+
+    cdef void _weigh_one(self, Py_ssize_t backend, uint8_t weight) noexcept nogil:
+        self.weight_of[backend] = weight
+        self.floors[backend] = floor_factor(weight)
+
+    cdef void order_row(self, _Room room, uint32_t row, Py_ssize_t wanted) noexcept nogil:
+        """room.order: the first `wanted` backends of a row's order; at most ENOUGH of them, or all."""
+        cdef Py_ssize_t i, count = self.ranked.count
+        cdef const uint8_t* weights = self.weight_of if self.weighted else NULL
+        self.engine.ranks_of_row(&self.ranked, row, NULL, count, room.ranks)
+        if wanted <= ENOUGH:
+            room.best.filled = 0
+            select_best(&room.best, wanted, room.ranks, 1, 0, count, weights, self.floors)
+            memcpy(room.order, room.best.backends, wanted * sizeof(uint16_t))
+            return
+        for i in range(count):
+            room.entries[i].rank = room.ranks[i]
+            room.entries[i].score = score_of(room.ranks[i], weights[i]) if weights != NULL else room.ranks[i]
+            room.entries[i].backend = <uint16_t>i
+        qsort(room.entries, count, sizeof(Entry), compare_entries)
+        for i in range(count):
+            room.order[i] = room.entries[i].backend
+
+    cdef int _order_all(self) except -1:
+        """Fill `heads`."""
+        cdef _Room room = _Room(self.ranked.count)
+        cdef uint32_t row = 0, n_rows = <uint32_t>self.n_rows, lanes = self.engine.lanes, lane, unsure
+        cdef Py_ssize_t keep = self.keep
+        cdef uint16_t[GLB_MAX_LANES * GLB_KEPT] best
+        cdef uint16_t* heads = self.heads.data.as_ushorts
+        with nogil:
+            while row < n_rows:
+                if self.weighted:
+                    self._order_lanes_by_score(room, row, best)
+                else:
+                    unsure = self.engine.best(&self.ranked, row, keep, best)
+                    for lane in range(lanes):
+                        if unsure >> lane & 1:
+                            self.order_row(room, row + lane, keep)
+                            memcpy(best + lane * keep, room.order, keep * sizeof(uint16_t))
+                memcpy(heads + row * keep, best, min(lanes, n_rows - row) * keep * sizeof(uint16_t))
+                row += lanes
+        return 0
+
+    cdef void _order_lanes_by_score(self, _Room room, uint32_t first_row, uint16_t* best) noexcept nogil:
+        """best[lane * keep + place], of as many rows as the engine has lanes."""
+        cdef Py_ssize_t first = 0, count = self.ranked.count, here, keep = self.keep
+        cdef uint32_t lane, lanes = self.engine.lanes
+        for lane in range(lanes):
+            room.of_lanes[lane].filled = 0
+        while first < count:
+            here = min(<Py_ssize_t>CHUNK, count - first)
+            self.engine.ranks(&self.ranked, first_row, first, here, room.ranks)
+            for lane in range(lanes):
+                select_best(
+                    &room.of_lanes[lane], keep, room.ranks + lane, lanes, first, here, self.weight_of, self.floors
+                )
+            first += here
+        for lane in range(lanes):
+            memcpy(best + lane * keep, room.of_lanes[lane].backends, keep * sizeof(uint16_t))
+
+    # ---- another weight
+
+    def reweighed(self, weights, *, Py_ssize_t at_most=8):
+        """The Order with other weights (None: all equal); None if more than `at_most` differ, so that it is no gain.
+
+        Only the backends that differ are ranked anew. Where one leaves a head, the head gets shorter: what comes next
+        in that row is not known, until `derive` needs it.
+        """
+        cdef Order result = Order.__new__(Order)
+        cdef bytes before, after = bytes([1]) * self.ranked.count if weights is None else bytes(weights)
+        if len(after) != <Py_ssize_t>self.ranked.count:
+            raise ValueError(f"{len(after)} weights of {self.ranked.count} backends")
+        # All equal are alike, whatever they equal: what counts is who stands out.
+        before = self.weights if self.weighted else _all_like_most(after)
+        after = after if len(set(after)) > 1 else _all_like_most(before)
+        changed = [i for i in range(len(after)) if before[i] != after[i]]
+        if len(changed) > at_most:
+            return None
+        result.keep = self.keep
+        result.n_rows = self.n_rows
+        result._take(self._seed, self._addresses, self.engine_name)
+        result._weigh(after)
+        result.heads = array.copy(self.heads)
+        for i in changed:
+            result._weigh_one(i, before[i])
+        for i in changed:
+            result._weigh_one(i, after[i])
+            result._move(i)
+        return result
+
+    cdef int _move(self, uint16_t moved) except -1:
+        """Put one backend, whose weight is another now, to its place in every head."""
+        cdef uint32_t lanes = self.engine.lanes, lane, row = 0, n_rows = <uint32_t>self.n_rows
+        cdef Py_ssize_t last
+        cdef uint16_t* head
+        cdef uint16_t[GLB_MAX_LANES] moved_in, last_in
+        cdef uint32_t[GLB_MAX_LANES] rows
+        cdef uint64_t[GLB_MAX_LANES] ranks, last_ranks
+        cdef bint before_last
+        with nogil:
+            while row < n_rows:
+                for lane in range(lanes):
+                    rows[lane] = row + lane
+                    moved_in[lane] = last_in[lane] = moved
+                    if row + lane < n_rows:
+                        head = self.heads.data.as_ushorts + (row + lane) * self.keep
+                        last = known_of(head, self.keep) - 1
+                        if last > 0 and head[last] == moved:
+                            last -= 1
+                        if last >= 0:
+                            last_in[lane] = head[last]
+                self.engine.ranks_each(&self.ranked, rows, moved_in, ranks)
+                self.engine.ranks_each(&self.ranked, rows, last_in, last_ranks)
+                for lane in range(min(lanes, n_rows - row)):
+                    before_last = is_before(moved, ranks[lane], last_in[lane], last_ranks[lane], self.weight_of)
+                    self._move_in_row(row + lane, moved, ranks[lane], before_last)
+                row += lanes
+        return 0
+
+    cdef void _move_in_row(self, uint32_t row, uint16_t moved, uint64_t rank, bint before_last) noexcept nogil:
+        """before_last: whether it stands before the last of the others in the head."""
+        cdef Py_ssize_t keep = self.keep, n_others = 0, place = 0, i
+        cdef uint16_t* head = self.heads.data.as_ushorts + row * keep
+        cdef uint16_t[GLB_KEPT] others
+        cdef uint64_t[GLB_KEPT + GLB_MAX_LANES] other_ranks
+        cdef bint listed = False
+        for i in range(known_of(head, keep)):
+            if head[i] == moved:
+                listed = True
+            else:
+                others[n_others] = head[i]
+                n_others += 1
+        if n_others and before_last:
+            self.engine.ranks_of_row(&self.ranked, row, others, n_others, other_ranks)
+            while not is_before(moved, rank, others[place], other_ranks[place], self.weight_of):
+                place += 1
+        elif n_others == <Py_ssize_t>self.ranked.count - 1:
+            place = n_others
+        elif listed:
+            place = keep
+        else:
+            return
+        write_head(head, keep, moved, place, others, n_others)
+
+    # ---- what is made of it
+
+    def row(self, row):
+        """One row in full -> (row seed as its 8 output bytes, rank per backend, backend indexes in order).
+
+        A rank is the backend's 8 hash bytes as a big-endian number.
+        """
+        cdef _Room room = _Room(self.ranked.count)
+        cdef Py_ssize_t i, count = self.ranked.count
+        if not 0 <= row < self.n_rows:
+            raise IndexError(f"row {row} of {self.n_rows}")
+        self.order_row(room, row, count)
+        ranks = [room.ranks[i] for i in range(count)]
+        row_seed = siphash24(self._seed, row.to_bytes(4, "big")).to_bytes(8, "little")
+        return row_seed, ranks, [room.order[i] for i in range(count)]
+
+    def derive(self, bytes kinds, Py_ssize_t hops, Py_ssize_t stride, bint glb2, array.array zones=None):
+        """The rows that a row rule makes of the order -> array('H') of n_rows * stride, unused entries NO_BACKEND.
+
+        kinds: one byte of KIND_ flags per backend; hops: entries used per row, at most the number of backends that are
+        not KIND_SKIPPED; zones: array('H') of a number per backend, 0: none.
+        """
+        cdef _Room room
+        cdef Py_ssize_t count = self.ranked.count, keep = self.keep, row, i, present = 0
+        cdef const uint8_t* kind = <const uint8_t*>kinds
+        cdef uint16_t* head = self.heads.data.as_ushorts
+        cdef uint16_t* at
+        cdef Backends backends
+        cdef array.array result, in_zone = None
+        if len(kinds) != count:
+            raise ValueError(f"{len(kinds)} kinds for {count} backends")
+        if zones is not None and (len(zones) != count or zones.itemsize != 2):
+            raise ValueError(f"{len(zones)} zones for {count} backends")
+        backends = Backends(kind, NULL, NULL, False)
+        if zones is not None:
+            in_zone = array.array("H", bytes(2 * (max(zones) + 1)))
+            backends.zones = zones.data.as_ushorts
+            backends.in_zone = in_zone.data.as_ushorts
+        for i in range(count):
+            present += not kind[i] & SKIPPED
+            if (kind[i] & (USABLE | SKIPPED)) == USABLE:
+                backends.any_usable = True
+                if zones is not None and backends.zones[i]:
+                    in_zone.data.as_ushorts[0] += 1
+                    in_zone.data.as_ushorts[backends.zones[i]] += 1
+        if not 0 <= hops <= min(stride, present, MAX_HOPS, 2 if glb2 else MAX_HOPS):
+            raise ValueError(f"{hops} hops of {present} backends, {stride} entries a row")
+        result = array.clone(array.array("H"), self.n_rows * stride, False)
+        at = result.data.as_ushorts
+        memset(at, 0xff, self.n_rows * stride * sizeof(uint16_t))
+        if hops == 0:
+            return result
+        room = _Room(count)
+        with nogil:
+            for row in range(self.n_rows):
+                if not row_of(head, known_of(head, keep), &backends, hops, glb2, at):
+                    self.order_row(room, <uint32_t>row, min(count, <Py_ssize_t>ENOUGH))
+                    if head[keep - 1] == NONE:
+                        memcpy(head, room.order, keep * sizeof(uint16_t))
+                    if not row_of(room.order, min(count, <Py_ssize_t>ENOUGH), &backends, hops, glb2, at):
+                        self.order_row(room, <uint32_t>row, count)
+                        row_of(room.order, count, &backends, hops, glb2, at)
+                head += keep
+                at += stride
+        return result
+
+    def owners(self, bytes kinds, array.array indexes, Py_ssize_t stride):
+        """Derived rows, all but the hops that may hold flows of their row replaced by NO_BACKEND -> array('H').
+
+        kinds: as `derive` takes them; indexes: what it gave.
+        """
+        cdef _Room room = _Room(self.ranked.count)
+        cdef Py_ssize_t count = self.ranked.count, keep = self.keep, row
+        cdef const uint8_t* kind = <const uint8_t*>kinds
+        cdef const uint16_t* head = self.heads.data.as_ushorts
+        cdef const uint16_t* hops = indexes.data.as_ushorts
+        cdef uint16_t* at
+        cdef array.array result
+        if len(kinds) != count:
+            raise ValueError(f"{len(kinds)} kinds for {count} backends")
+        if indexes.itemsize != 2 or stride < 1 or len(indexes) != self.n_rows * stride:
+            raise ValueError("the rows do not fit the order")
+        if any(count <= index < NONE for index in set(indexes)):
+            raise ValueError("the rows do not fit the backends")
+        result = array.clone(array.array("H"), self.n_rows * stride, False)
+        at = result.data.as_ushorts
+        with nogil:
+            for row in range(self.n_rows):
+                if not owners_row(head, known_of(head, keep), kind, hops, stride, at):
+                    self.order_row(room, <uint32_t>row, count)
+                    owners_row(room.order, count, kind, hops, stride, at)
+                head += keep
+                hops += stride
+                at += stride
+        return result
+
+
+# ---- hashes
 
 cdef SipKey _key(bytes key) except *:
     if len(key) != 16:
@@ -293,140 +440,8 @@ def siphash24(bytes key, bytes message):
     return _siphash24(_key(key), <const uint8_t*>message, len(message))
 
 
-def row_order(bytes seed, list addresses, row):
-    """One row in full -> (row seed as its 8 output bytes, rank per backend, backend indexes in order).
-
-    A rank is the backend's 8 hash bytes as a big-endian number.
-    """
-    cdef SipKey key = _key(seed)
-    cdef _Backends backends = _Backends(addresses)
-    cdef Py_ssize_t i, count = backends.addresses.count
-    cdef uint64_t row_seed = row_seed_of(key, row)
-    backends.order_row(key, row, count)
-    return (
-        (<uint64_t>row_seed).to_bytes(8, "little"),
-        [backends.ranks[i] for i in range(count)],
-        [backends.best[i] for i in range(count)],
-    )
-
-
-def candidates(bytes seed, list addresses, Py_ssize_t n_rows, Py_ssize_t keep):
-    """The first `keep` backend indexes of every row's order -> array('H') of n_rows * keep, row by row.
-
-    seed: 16 bytes; addresses: 4 or 16 bytes each, in the table's order; keep: at most len(addresses).
-    """
-    cdef SipKey key = _key(seed)
-    cdef _Backends backends = _Backends(addresses)
-    cdef array.array result
-    cdef uint16_t* at
-    cdef Py_ssize_t row
-    if not 0 < keep <= backends.addresses.count:
-        raise ValueError(f"keep {keep} of {backends.addresses.count} backends")
-    if not 0 < n_rows <= 1 << 20:
-        raise ValueError(f"{n_rows} rows; 1 to {1 << 20}")
-    result = array.clone(array.array("H"), n_rows * keep, False)
-    at = result.data.as_ushorts
-    with nogil:
-        for row in range(n_rows):
-            backends.order_row(key, <uint32_t>row, keep)
-            memcpy(at + row * keep, backends.best, keep * sizeof(uint16_t))
-    return result
-
-
-def derive(
-    bytes seed,
-    list addresses,
-    array.array order,
-    Py_ssize_t keep,
-    bytes kinds,
-    Py_ssize_t hops,
-    Py_ssize_t stride,
-    bint glb2,
-):
-    """The rows that a row rule makes of a cached order -> array('H') of rows * stride, unused entries NO_BACKEND.
-
-    order: what `candidates` gave for the same seed and addresses with this `keep`; kinds: one byte of KIND_ flags per
-    backend; hops: entries used per row, at most the number of backends that are not KIND_SKIPPED. A row whose hops lie
-    deeper than `keep` gets its whole order computed anew.
-    """
-    cdef SipKey key = _key(seed)
-    cdef _Backends backends = _Backends(addresses)
-    cdef Py_ssize_t count = backends.addresses.count, n_rows, row, i, present = 0
-    cdef const uint8_t* kind = <const uint8_t*>kinds
-    cdef const uint16_t* known = order.data.as_ushorts
-    cdef uint16_t* at
-    cdef bint any_usable = False, found
-    cdef array.array result
-    if len(kinds) != count:
-        raise ValueError(f"{len(kinds)} kinds for {count} backends")
-    if order.itemsize != 2 or not 0 < keep <= count or len(order) % keep:
-        raise ValueError("the order does not fit the backends")
-    for i in range(count):
-        present += not kind[i] & SKIPPED
-        any_usable |= (kind[i] & (USABLE | SKIPPED)) == USABLE
-    if not 0 <= hops <= min(stride, present, MAX_HOPS, 2 if glb2 else MAX_HOPS):
-        raise ValueError(f"{hops} hops of {present} backends, {stride} entries a row")
-    n_rows = len(order) // keep
-    result = array.clone(array.array("H"), n_rows * stride, False)
-    at = result.data.as_ushorts
-    memset(at, 0xff, n_rows * stride * sizeof(uint16_t))
-    if hops == 0:
-        return result
-    with nogil:
-        for row in range(n_rows):
-            if glb2:
-                found = glb2_row(known, keep, kind, hops, at)
-            else:
-                found = first_usable_row(known, keep, kind, any_usable, hops, at)
-            if not found:
-                backends.order_row(key, <uint32_t>row, count)
-                if glb2:
-                    glb2_row(backends.best, count, kind, hops, at)
-                else:
-                    first_usable_row(backends.best, count, kind, any_usable, hops, at)
-            known += keep
-            at += stride
-    return result
-
-
-def owners(
-    bytes seed,
-    list addresses,
-    array.array order,
-    Py_ssize_t keep,
-    bytes kinds,
-    array.array indexes,
-    Py_ssize_t stride,
-):
-    """Derived rows, all but the hops that may hold flows of their row replaced by NO_BACKEND -> array('H').
-
-    The first five as `derive` takes them; indexes: what it gave.
-    """
-    cdef SipKey key = _key(seed)
-    cdef _Backends backends = _Backends(addresses)
-    cdef Py_ssize_t count = backends.addresses.count, n_rows, row
-    cdef const uint8_t* kind = <const uint8_t*>kinds
-    cdef const uint16_t* known = order.data.as_ushorts
-    cdef const uint16_t* hops = indexes.data.as_ushorts
-    cdef uint16_t* at
-    cdef array.array result
-    if len(kinds) != count:
-        raise ValueError(f"{len(kinds)} kinds for {count} backends")
-    if order.itemsize != 2 or not 0 < keep <= count or len(order) % keep:
-        raise ValueError("the order does not fit the backends")
-    n_rows = len(order) // keep
-    if indexes.itemsize != 2 or stride < 1 or len(indexes) != n_rows * stride:
-        raise ValueError("the rows do not fit the order")
-    if any(index != NONE and index >= count for index in set(indexes)):
-        raise ValueError("the rows do not fit the backends")
-    result = array.clone(array.array("H"), n_rows * stride, False)
-    at = result.data.as_ushorts
-    with nogil:
-        for row in range(n_rows):
-            if not owners_row(known, keep, kind, hops, stride, at):
-                backends.order_row(key, <uint32_t>row, count)
-                owners_row(backends.best, count, kind, hops, stride, at)
-            known += keep
-            hops += stride
-            at += stride
-    return result
+def score(uint64_t rank, int weight):
+    """What backends of a weighted table are ordered by. rank: 64 bits; weight: 1 to 100."""
+    if 1 <= weight <= MAX_WEIGHT:
+        return score_of(rank, <uint8_t>weight)
+    raise ValueError(f"weight {weight}; 1 to {MAX_WEIGHT}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from glb import _rendezvous
 from glb.table.config import Backend, Bind, State, Table, TableSet
 from glb.table.fields import Address
-from glb.table.rows import N_ROWS, RowBuilder, is_usable
+from glb.table.rows import RowBuilder, is_usable
 
 HASH_FIELDS = ("src_addr", "dst_addr", "src_port", "dst_port")  # in the order in which they are hashed
 DEFAULT_HASH_FIELDS = ("src_addr",)
@@ -138,9 +138,8 @@ def hash_input(flow: Flow, hash_fields: Sequence[str]) -> bytes:
 def _choose(table: Table, flow: Flow, hash_fields: Sequence[str], builder: RowBuilder) -> Choice:
     message = hash_input(flow, hash_fields)
     value = _rendezvous.siphash24(table.hash_key, message)
-    row = value % N_ROWS
-    addresses = [backend.address.packed for backend in table.backends]
-    _, ranks, order = _rendezvous.row_order(table.seed, addresses, row)
+    row = value % table.n_rows
+    _, ranks, order = builder.order(table).row(row)
     candidates = tuple(
         Candidate(backend.address, backend.state, backend.healthy, ranks[index])
         for index in order

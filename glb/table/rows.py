@@ -1,4 +1,4 @@
-"""Table to rows: which backends each of the 65,536 rows names, in order (docs/protocol/table.md, "Row rules")."""
+"""Table to rows: which backends each row names, in order (docs/protocol/table.md, "Row rules")."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from glb import _rendezvous
+from glb.table.config import N_ROWS as N_ROWS
 from glb.table.config import Backend, State, Table, TableSet
 
-N_ROWS = 65536
 NO_BACKEND: int = _rendezvous.NO_BACKEND  # an unused entry of a row
-
-# Candidates cached per row. Rows whose hops lie deeper (most backends out) are ordered anew, 2 us each at 256 backends.
-_KEPT_CANDIDATES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,24 +31,25 @@ class Rows:
 
 
 def kind_of(backend: Backend) -> int:
-    """A backend as the row rules see it: KIND_ flags of glb._rendezvous."""
+    """A backend as the row rules see it: KIND_ flags of glb._rendezvous. Weight 0 is as good as draining."""
     if backend.state is State.inactive:
         return int(_rendezvous.KIND_SKIPPED)
+    draining = backend.state is State.draining or backend.weight == 0
     kind = 0
     if backend.healthy is not False:
-        kind |= _rendezvous.KIND_LIVE if backend.state is State.draining else _rendezvous.KIND_USABLE
+        kind |= _rendezvous.KIND_LIVE if draining else _rendezvous.KIND_USABLE
     if backend.state is State.draining or backend.healthy is not True:
         kind |= _rendezvous.KIND_GLB_BAD
     if backend.state is State.active:
         kind |= _rendezvous.KIND_GLB_PROMOTED
-    if backend.state is State.filling:
+    if backend.state is State.filling and not draining:
         kind |= _rendezvous.KIND_NEW
     return int(kind)
 
 
 def is_usable(backend: Backend) -> bool:
     """Whether the rule first_usable gives it new flows."""
-    return backend.state in (State.active, State.filling) and backend.healthy is not False
+    return backend.state in (State.active, State.filling) and backend.healthy is not False and backend.weight > 0
 
 
 def n_present(backends: Sequence[Backend]) -> int:
@@ -59,61 +57,90 @@ def n_present(backends: Sequence[Backend]) -> int:
     return sum(backend.state is not State.inactive for backend in backends)
 
 
-_OrderKey = tuple[bytes, tuple[bytes, ...]]  # seed, addresses in the table's order
+def placed_weights(table: Table) -> bytes:
+    """The weights that backends are ordered by, a byte each: weight 0 stands where the table's largest would."""
+    weights = [backend.weight for backend in table.backends]
+    largest = max([*weights, 1])
+    return bytes(weight or largest for weight in weights)
+
+
+_Place = tuple[bytes, tuple[bytes, ...], int]  # seed, addresses in the table's order, number of rows
+_OrderKey = tuple[_Place, bytes]  # ..., weights; none: all equal
 
 
 class RowBuilder:
     """Builds rows and remembers the rendezvous order, so that a change of state or health hashes nothing.
 
-    Keep one across reloads. `build_all` forgets the orders that its tables no longer need; 1 MiB each.
+    A change of few weights ranks only those backends anew. Keep one builder across reloads: `build_all` forgets the
+    orders that its tables no longer need, 16 bytes a row each.
     """
 
     def __init__(self) -> None:
-        self._orders: dict[_OrderKey, array[int]] = {}
+        self._orders: dict[_OrderKey, _rendezvous.Order] = {}
 
     def build(self, table: Table) -> Rows:
         """The rows of one table. The same table gives the same rows on every machine."""
-        addresses, keep, order = self._order(table)
         hops = min(table.hops, n_present(table.backends))
         stride = 2 if hops <= 2 else 4
-        indexes = _rendezvous.derive(
-            table.seed, addresses, order, keep, _kinds(table), hops, stride, table.row_rule == "glb2"
-        )
-        return Rows(N_ROWS, hops, stride, indexes)
+        indexes = self.order(table).derive(_kinds(table), hops, stride, table.row_rule == "glb2", _zones(table))
+        return Rows(table.n_rows, hops, stride, indexes)
 
     def owners(self, table: Table, rows: Rows) -> array[int]:
         """`rows.indexes`, with NO_BACKEND for every hop that, by the table's states, holds no flows of its row.
 
         What is left: the primary, draining backends that it displaced, and backends that a filling primary displaced.
         """
-        addresses, keep, order = self._order(table)
-        return _rendezvous.owners(table.seed, addresses, order, keep, _kinds(table), rows.indexes, rows.stride)
-
-    def _order(self, table: Table) -> tuple[list[bytes], int, array[int]]:
-        """(addresses, candidates kept per row, the candidates), computed once per seed and addresses."""
-        key = _order_key(table)
-        addresses = list(key[1])
-        keep = min(len(addresses), _KEPT_CANDIDATES)
-        order = self._orders.get(key)
-        if order is None:
-            order = self._orders[key] = _rendezvous.candidates(table.seed, addresses, N_ROWS, keep)
-        return addresses, keep, order
+        return self.order(table).owners(_kinds(table), rows.indexes, rows.stride)
 
     def build_all(self, tables: TableSet) -> tuple[Rows, ...]:
         """The rows of every table of a set, in its order."""
+        result = tuple(self.build(table) for table in tables.tables)
         needed = {_order_key(table) for table in tables.tables}
         self._orders = {key: order for key, order in self._orders.items() if key in needed}
-        return tuple(self.build(table) for table in tables.tables)
+        return result
+
+    def order(self, table: Table) -> _rendezvous.Order:
+        """The table's rendezvous order."""
+        key = _order_key(table)
+        order = self._orders.get(key)
+        if order is None:
+            order = self._orders[key] = self._reweighed(key) or order_of(table)
+        return order
+
+    def _reweighed(self, key: _OrderKey) -> _rendezvous.Order | None:
+        """The order from a remembered one that differs in few weights, if there is one."""
+        place, weights = key
+        for (other_place, _), order in reversed(self._orders.items()):
+            if other_place == place and (found := order.reweighed(weights or None)) is not None:
+                return found
+        return None
+
+
+def order_of(table: Table) -> _rendezvous.Order:
+    """The table's rendezvous order, nothing remembered."""
+    addresses = [backend.address.packed for backend in table.backends]
+    keep = min(len(addresses), _rendezvous.MAX_KEPT)
+    return _rendezvous.Order(table.seed, addresses, table.n_rows, keep, weights=placed_weights(table))
+
+
+def build_rows(table: Table) -> Rows:
+    """The rows of one table, nothing remembered."""
+    return RowBuilder().build(table)
 
 
 def _order_key(table: Table) -> _OrderKey:
-    return table.seed, tuple(backend.address.packed for backend in table.backends)
+    weights = placed_weights(table)
+    place = table.seed, tuple(backend.address.packed for backend in table.backends), table.n_rows
+    return place, b"" if len(set(weights)) == 1 else weights
 
 
 def _kinds(table: Table) -> bytes:
     return bytes(kind_of(backend) for backend in table.backends)
 
 
-def build_rows(table: Table) -> Rows:
-    """The rows of one table, nothing remembered."""
-    return RowBuilder().build(table)
+def _zones(table: Table) -> array[int] | None:
+    """A number for each backend's zone, 0: it has none. None where zones cannot matter."""
+    numbers = {zone: number for number, zone in enumerate(dict.fromkeys(b.zone for b in table.backends if b.zone), 1)}
+    if len(numbers) < 2 or table.row_rule == "glb2":
+        return None
+    return array("H", [numbers[b.zone] if b.zone else 0 for b in table.backends])

@@ -35,21 +35,27 @@ def test_siphash_gives_the_published_vector(length: int) -> None:
     assert value.to_bytes(8, "little").hex() == _SIPHASH_VECTORS.split()[length]
 
 
+def _order(record: dict[str, Any], keep: int, engine: str) -> _rendezvous.Order:
+    addresses = [ipaddress.ip_address(host).packed for host in record["hosts"]]
+    return _rendezvous.Order(bytes.fromhex(record["seed"]), addresses, 65536, keep, engine=engine)
+
+
+@pytest.mark.parametrize("engine", _rendezvous.ENGINES)
 @pytest.mark.parametrize("record", _RECORDS, ids=lambda record: f"{len(record['hosts'])}-hosts")
-def test_row_order_equals_the_reference(record: dict[str, Any]) -> None:
+def test_row_order_equals_the_reference(record: dict[str, Any], engine: str) -> None:
     hosts = record["hosts"]
-    addresses = [ipaddress.ip_address(host).packed for host in hosts]
+    order = _order(record, 1, engine)
     for expected in record["rows"]:
-        row_seed, ranks, order = _rendezvous.row_order(bytes.fromhex(record["seed"]), addresses, expected["row"])
+        row_seed, ranks, indexes = order.row(expected["row"])
         assert row_seed.hex() == expected["row_seed"]
-        assert [hosts[index] for index in order] == expected["order"]
+        assert [hosts[index] for index in indexes] == expected["order"]
         assert {host: f"{rank:016x}" for host, rank in zip(hosts, ranks, strict=True)} == expected["hashes"]
 
 
+@pytest.mark.parametrize("engine", _rendezvous.ENGINES)
 @pytest.mark.parametrize("record", _RECORDS, ids=lambda record: f"{len(record['hosts'])}-hosts")
-def test_candidates_are_the_head_of_the_row_order(record: dict[str, Any]) -> None:
-    addresses = [ipaddress.ip_address(host).packed for host in record["hosts"]]
-    order = _rendezvous.candidates(bytes.fromhex(record["seed"]), addresses, 65536, 2)
+def test_heads_are_the_first_of_the_row_order(record: dict[str, Any], engine: str) -> None:
+    heads = _order(record, 2, engine).heads
     for expected in record["rows"]:
         start = 2 * expected["row"]
-        assert [record["hosts"][index] for index in order[start : start + 2]] == expected["order"][:2]
+        assert [record["hosts"][index] for index in heads[start : start + 2]] == expected["order"][:2]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 import msgspec
 import pytest
 
@@ -116,7 +118,7 @@ def test_equal_addresses_keep_the_order_of_the_list() -> None:
 def test_a_change_of_state_or_health_hashes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     builder = RowBuilder()
     before = builder.build(table(["active+"] * 5))
-    monkeypatch.setattr(_rendezvous, "candidates", None)  # calling it would be a TypeError
+    monkeypatch.setattr(_rendezvous, "Order", None)  # calling it would be a TypeError
     for words in (["draining+"] + ["active+"] * 4, ["active-"] + ["active+"] * 4, ["inactive"] + ["active+"] * 4):
         changed = table(words)
         rows = builder.build(changed)
@@ -154,10 +156,20 @@ def test_orders_that_are_not_needed_any_more_are_forgotten() -> None:
     [
         pytest.param(lambda: _rendezvous.siphash24(bytes(15), b""), id="short-key"),
         pytest.param(lambda: _rendezvous.siphash24(bytes(16), bytes(256)), id="long-message"),
-        pytest.param(lambda: _rendezvous.row_order(bytes(16), [], 0), id="no-address"),
-        pytest.param(lambda: _rendezvous.row_order(bytes(16), [bytes(5)], 0), id="address-of-five-bytes"),
-        pytest.param(lambda: _rendezvous.candidates(bytes(16), [bytes(4)], 16, 2), id="keep-more-than-there-are"),
-        pytest.param(lambda: _rendezvous.candidates(bytes(16), [bytes(4)], 0, 1), id="no-rows"),
+        pytest.param(lambda: _rendezvous.Order(bytes(16), [], 16, 1), id="no-address"),
+        pytest.param(lambda: _rendezvous.Order(bytes(15), [bytes(4)], 16, 1), id="short-seed"),
+        pytest.param(lambda: _rendezvous.Order(bytes(16), [bytes(5)], 16, 1), id="address-of-five-bytes"),
+        pytest.param(lambda: _rendezvous.Order(bytes(16), [bytes(4)], 16, 2), id="keep-more-than-there-are"),
+        pytest.param(lambda: _rendezvous.Order(bytes(16), [bytes(4)] * 9, 16, 9), id="keep-more-than-8"),
+        pytest.param(lambda: _rendezvous.Order(bytes(16), [bytes(4)], 0, 1), id="no-rows"),
+        pytest.param(lambda: _rendezvous.Order(bytes(16), [bytes(4)], 2**20 + 1, 1), id="too-many-rows"),
+        pytest.param(lambda: _rendezvous.Order(bytes(16), [bytes(4)], 16, 1, weights=[0]), id="weight-0"),
+        pytest.param(lambda: _rendezvous.Order(bytes(16), [bytes(4)], 16, 1, weights=[101]), id="weight-101"),
+        pytest.param(lambda: _rendezvous.Order(bytes(16), [bytes(4)], 16, 1, weights=[1, 1]), id="weights-too-many"),
+        pytest.param(
+            lambda: _rendezvous.Order(bytes(16), [bytes(4)], 16, 1).reweighed([1, 1]), id="reweighed-too-many"
+        ),
+        pytest.param(lambda: _rendezvous.score(0, 0), id="score-of-weight-0"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(call: object) -> None:
@@ -166,12 +178,24 @@ def test_arguments_that_do_not_fit_are_refused(call: object) -> None:
         call()
 
 
-def test_derive_refuses_more_hops_than_there_are_backends() -> None:
-    order = _rendezvous.candidates(bytes(16), [bytes(4), b"\1\1\1\1"], 16, 2)
+def test_derive_refuses_what_does_not_fit_the_order() -> None:
+    order = _rendezvous.Order(bytes(16), [bytes(4), b"\1\1\1\1"], 16, 2)
     kinds = bytes([_rendezvous.KIND_USABLE, _rendezvous.KIND_SKIPPED])
     for hops, stride in ((2, 2), (1, 0), (-1, 2)):
         with pytest.raises(ValueError, match="hops of 1 backends"):
-            _rendezvous.derive(bytes(16), [bytes(4), b"\1\1\1\1"], order, 2, kinds, hops, stride, False)
+            order.derive(kinds, hops, stride, False)
+    with pytest.raises(ValueError, match="3 kinds for 2 backends"):
+        order.derive(bytes(3), 1, 2, False)
+    with pytest.raises(ValueError, match="1 zones for 2 backends"):
+        order.derive(kinds, 1, 2, False, array("H", [1]))
+
+
+def test_owners_refuses_what_does_not_fit_the_order() -> None:
+    order = _rendezvous.Order(bytes(16), [bytes(4), b"\1\1\1\1"], 16, 2)
+    kinds = bytes([_rendezvous.KIND_USABLE] * 2)
+    for indexes in (array("H", bytes(2 * 31)), array("I", bytes(4 * 32)), array("H", [2] * 32)):
+        with pytest.raises(ValueError, match="the rows do not fit"):
+            order.owners(kinds, indexes, 2)
 
 
 def test_states_cover_every_kind() -> None:
