@@ -24,7 +24,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 MAX_TABLES = 256
 MAX_BACKENDS = 4096
 MAX_BINDS = 1000
-MAX_NAME_CHARACTERS = 64
+MAX_NAME_CHARACTERS = 64  # of a table or a zone
+MAX_WEIGHT = 100
 MIN_HOPS, MAX_HOPS = 2, 4
 MIN_ROWS, MAX_ROWS = 1 << 8, 1 << 20
 N_ROWS = 65536  # unless a table says otherwise
@@ -71,8 +72,8 @@ class Backend(msgspec.Struct, frozen=True):
     address: Address  # IPv6 only when read leniently
     state: State
     healthy: bool | None = None  # None: not health-checked; counts as healthy, but as unhealthy by the rule glb2
-    weight: int = 1
-    zone: str | None = None
+    weight: int = 1  # 0 to 100: its share of new flows, relative to the others'
+    zone: str | None = None  # what fails together: a rack, a data centre
     healthchecks: Healthchecks | None = None
 
 
@@ -90,6 +91,7 @@ class Table(msgspec.Struct, frozen=True):
 class TableSet(msgspec.Struct, frozen=True):
     tables: tuple[Table, ...]
     warnings: tuple[Problem, ...] = ()
+    lenient: bool = False  # read leniently: what GLB has not is no error in its binary file
 
 
 def parse_tables(text: str | bytes, *, source: str, format: Format = "json", lenient: bool = False) -> TableSet:
@@ -113,11 +115,11 @@ def read_tables(document: object, fields: Fields) -> TableSet:
             tables.append(_read_table(value, f"$.tables[{index}]", index, fields))
     _check_names(tables, fields)
     _check_binds(tables, fields)
-    return TableSet(tuple(tables), tuple(fields.warnings))
+    return TableSet(tuple(tables), tuple(fields.warnings), fields.lenient)
 
 
 def _read_table(value: object, path: str, index: int, fields: Fields) -> Table:
-    given = fields.mapping(value, path, ("hash_key", "seed", "binds", "backends"), ("name", "hops", "row_rule"))
+    given = fields.mapping(value, path, ("hash_key", "seed", "binds", "backends"), ("name", "hops", "row_rule", "rows"))
     keys = {
         name: fields.key(given[name], f"{path}.{name}", 16) or bytes(16)
         for name in ("hash_key", "seed")
@@ -131,6 +133,7 @@ def _read_table(value: object, path: str, index: int, fields: Fields) -> Table:
         hops = fields.integer(given["hops"], f"{path}.hops", MIN_HOPS, MAX_HOPS)
         if hops is not None and hops > 2 and rule == "glb2":
             fields.problem(f"{path}.hops", f"is {hops}; the row rule glb2 has always 2")
+    n_rows = _read_n_rows(given["rows"], f"{path}.rows", rule, fields) if "rows" in given else N_ROWS
     binds: list[Bind | None] = []
     if "binds" in given:
         for at, bind in enumerate(fields.array(given["binds"], f"{path}.binds", minimum=1, maximum=MAX_BINDS)):
@@ -140,31 +143,47 @@ def _read_table(value: object, path: str, index: int, fields: Fields) -> Table:
         hash_key=keys.get("hash_key", bytes(16)),
         seed=keys.get("seed", bytes(16)),
         binds=tuple(_PLACEHOLDER if bind is None else bind for bind in binds),
-        backends=_read_backends(given["backends"], f"{path}.backends", fields) if "backends" in given else (),
+        backends=_read_backends(given["backends"], f"{path}.backends", rule, fields) if "backends" in given else (),
         hops=hops or MIN_HOPS,
         row_rule=rule,
+        n_rows=n_rows,
     )
 
 
 def _read_name(value: object, path: str, index: int, fields: Fields) -> str:
     default = f"table-{index}"
-    if value is None:
-        return default
-    if isinstance(value, str) and value.isprintable() and 0 < len(value.strip()) == len(value) <= MAX_NAME_CHARACTERS:
-        return value
-    message = f"is {shown(value)}; must be 1 to {MAX_NAME_CHARACTERS} printable characters, no space at the ends"
-    fields.tolerate(path, message, f'called "{default}" instead')
+    if value is None or _is_name(value, path, f'called "{default}" instead', fields):
+        return default if value is None else str(value)
     return default
+
+
+def _is_name(value: object, path: str, otherwise: str, fields: Fields) -> bool:
+    if isinstance(value, str) and value.isprintable() and 0 < len(value.strip()) == len(value) <= MAX_NAME_CHARACTERS:
+        return True
+    message = f"is {shown(value)}; must be 1 to {MAX_NAME_CHARACTERS} printable characters, no space at the ends"
+    fields.tolerate(path, message, otherwise)
+    return False
+
+
+def _read_n_rows(value: object, path: str, rule: RowRule, fields: Fields) -> int:
+    n_rows = fields.integer(value, path, MIN_ROWS, MAX_ROWS)
+    if n_rows is None:
+        return N_ROWS
+    if n_rows & (n_rows - 1):
+        fields.problem(path, f"is {n_rows}; must be a power of two, {MIN_ROWS} to {MAX_ROWS}")
+    elif n_rows != N_ROWS and rule == "glb2":
+        fields.problem(path, f"is {n_rows}; the row rule glb2 has always {N_ROWS}")
+    return n_rows
 
 
 # ---- backends
 
 
-def _read_backends(value: object, path: str, fields: Fields) -> tuple[Backend, ...]:
+def _read_backends(value: object, path: str, rule: RowRule, fields: Fields) -> tuple[Backend, ...]:
     result: list[Backend] = []
     first_at: dict[Address, int] = {}
     for at, entry in enumerate(fields.array(value, path, minimum=1, maximum=MAX_BACKENDS)):
-        backend = _read_backend(entry, f"{path}[{at}]", fields)
+        backend = _read_backend(entry, f"{path}[{at}]", rule, fields)
         if backend is None:
             continue
         if backend.address in first_at:
@@ -174,10 +193,15 @@ def _read_backends(value: object, path: str, fields: Fields) -> tuple[Backend, .
         result.append(backend)
     if result and all(backend.state is State.inactive for backend in result):
         fields.problem(path, "every backend is inactive; at least one must be filling, active or draining")
+    if result and all(backend.weight == 0 for backend in result):
+        fields.problem(path, f"every backend has weight 0; at least one must have 1 to {MAX_WEIGHT}")
+    without = sum(backend.zone is None for backend in result)
+    if 0 < without < len(result):
+        fields.warn(path, f"{without} of {len(result)} have no zone; none of those is ever the hop in another zone")
     return tuple(result)
 
 
-def _read_backend(value: object, path: str, fields: Fields) -> Backend | None:
+def _read_backend(value: object, path: str, rule: RowRule, fields: Fields) -> Backend | None:
     given = fields.mapping(value, path, ("ip", "state"), ("healthy", "healthchecks", "weight", "zone"))
     address = _read_backend_address(given["ip"], f"{path}.ip", fields) if "ip" in given else None
     state = fields.word(given["state"], f"{path}.state", list(State.__members__)) if "state" in given else None
@@ -187,15 +211,34 @@ def _read_backend(value: object, path: str, fields: Fields) -> Backend | None:
         if not isinstance(given["healthy"], bool):
             message = f"is {shown(given['healthy'])}; must be true or false"
             fields.tolerate(f"{path}.healthy", message, "taken as false")
-    for key in ("weight", "zone"):
-        if key in given and (key, given[key]) != ("weight", 1):
-            fields.tolerate(f"{path}.{key}", "is not supported by this version", "ignored")
     checks = None
     if "healthchecks" in given:
         checks = _read_healthchecks(given["healthchecks"], f"{path}.healthchecks", fields)
     if address is None or state is None:
         return None
-    return Backend(address, State(state), healthy, healthchecks=checks)
+    weight, zone = _read_weight(given, path, rule, fields), _read_zone(given, path, rule, fields)
+    return Backend(address, State(state), healthy, weight, zone, checks)
+
+
+def _read_weight(given: dict[str, object], path: str, rule: RowRule, fields: Fields) -> int:
+    value = given.get("weight", 1)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_WEIGHT:
+        message = f"is {shown(value)}; must be an integer from 0 to {MAX_WEIGHT}"
+    elif value != 1 and rule == "glb2":
+        message = f"is {value}; the row rule glb2 has no weights"
+    else:
+        return value
+    fields.tolerate(f"{path}.weight", message, "ignored")
+    return 1
+
+
+def _read_zone(given: dict[str, object], path: str, rule: RowRule, fields: Fields) -> str | None:
+    if "zone" not in given or not _is_name(given["zone"], f"{path}.zone", "ignored", fields):
+        return None
+    if rule == "glb2":
+        fields.tolerate(f"{path}.zone", "is given; the row rule glb2 has no zones", "ignored")
+        return None
+    return str(given["zone"])
 
 
 def _read_backend_address(value: object, path: str, fields: Fields) -> Address | None:

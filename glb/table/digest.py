@@ -15,6 +15,7 @@ from glb.table.rows import NO_BACKEND, Rows
 
 _MAGIC = b"glb-table-digest-1\n"
 _NO_HOP = bytes(16)
+_ROWS_AT_ONCE = 65536  # 1 MiB of addresses
 
 
 def table_digest(table: Table, rows: Rows) -> str:
@@ -35,12 +36,15 @@ def forwarded_digest(
     digest.update(len(normal_binds).to_bytes(4, "big") + b"".join(normal_binds))
     hops = [_mapped(address) for address in addresses]
     hops += [_NO_HOP] * (NO_BACKEND + 1 - len(hops))
-    columns = [b"".join(map(hops.__getitem__, indexes[column::stride])) for column in range(stride)]
-    while columns and not any(columns[-1]):  # how many entries a row has room for is the datapath's own affair
-        columns.pop()
-    digest.update((len(indexes) // stride).to_bytes(4, "big") + bytes([len(columns)]))
-    for column in columns:
-        digest.update(column)
+    n_rows, n_columns = len(indexes) // stride, stride
+    # How many entries a row has room for is the datapath's own affair.
+    while n_columns and indexes[n_columns - 1 :: stride].count(NO_BACKEND) == n_rows:
+        n_columns -= 1
+    digest.update(n_rows.to_bytes(4, "big") + bytes([n_columns]))
+    for column in range(n_columns):
+        for start in range(0, n_rows, _ROWS_AT_ONCE):
+            part = indexes[start * stride + column : (start + _ROWS_AT_ONCE) * stride : stride]
+            digest.update(b"".join(map(hops.__getitem__, part)))
     return digest.hexdigest()
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from glb import _rendezvous
 from glb.table.config import Backend, Bind, State, Table, TableSet
-from glb.table.fields import Address
-from glb.table.rows import RowBuilder, is_usable
+from glb.table.fields import Address, shown
+from glb.table.rows import RowBuilder, is_usable, placed_weights
 
 HASH_FIELDS = ("src_addr", "dst_addr", "src_port", "dst_port")  # in the order in which they are hashed
 DEFAULT_HASH_FIELDS = ("src_addr",)
@@ -46,7 +46,10 @@ class Candidate:
     address: Address
     state: State
     healthy: bool | None
-    rank: int  # the 8 hash bytes as a big-endian number; the smallest is first
+    rank: int  # the 8 hash bytes as a big-endian number; without weights, the smallest is first
+    weight: int
+    zone: str | None
+    score: int | None  # with weights, the smallest is first; None: all weights are equal
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +142,13 @@ def _choose(table: Table, flow: Flow, hash_fields: Sequence[str], builder: RowBu
     message = hash_input(flow, hash_fields)
     value = _rendezvous.siphash24(table.hash_key, message)
     row = value % table.n_rows
-    _, ranks, order = builder.order(table).row(row)
-    candidates = tuple(
-        Candidate(backend.address, backend.state, backend.healthy, ranks[index])
-        for index in order
-        for backend in [table.backends[index]]
-    )
+    rendezvous = builder.order(table)
+    _, ranks, order = rendezvous.row(row)
+    scores = map(_rendezvous.score, ranks, placed_weights(table)) if rendezvous.weighted else [None] * len(ranks)
+    candidates = [
+        Candidate(backend.address, backend.state, backend.healthy, rank, backend.weight, backend.zone, score)
+        for backend, rank, score in zip(table.backends, ranks, scores, strict=True)
+    ]
     indexes = builder.build(table).row(row)
     present = [index for index in order if table.backends[index].state is not State.inactive]
     return Choice(
@@ -152,7 +156,7 @@ def _choose(table: Table, flow: Flow, hash_fields: Sequence[str], builder: RowBu
         message,
         value,
         row,
-        candidates,
+        tuple(candidates[index] for index in order),
         tuple(Hop(table.backends[index].address, _reason(table, present, indexes[0], index)) for index in indexes),
     )
 
@@ -171,7 +175,18 @@ def _reason(table: Table, present: list[int], primary: int, index: int) -> str:
         if backend.healthy is not False:
             return f"{place}, {_condition(backend)}: still holds older flows of this row"
         return f"{place}, {_condition(backend)}: a second chance, should that be a false alarm"
+    if index == _first_elsewhere(table, present, primary):
+        return f"{place}, the first usable outside the primary's zone {shown(table.backends[primary].zone)}"
     return f"{place}, after the primary"
+
+
+def _first_elsewhere(table: Table, present: list[int], primary: int) -> int | None:
+    """The backend that the primary's zone makes the second hop, if there is one."""
+    zone = table.backends[primary].zone
+    usable = (index for index in present if is_usable(table.backends[index]) and is_usable(table.backends[primary]))
+    return next(
+        (index for index in usable if zone is not None and table.backends[index].zone not in (zone, None)), None
+    )
 
 
 def _glb2_reason(table: Table, present: list[int], primary: int, index: int, place: str) -> str:
@@ -187,6 +202,8 @@ def _glb2_reason(table: Table, present: list[int], primary: int, index: int, pla
 def _condition(backend: Backend) -> str:
     """State and health in words."""
     health = {True: "healthy", False: "unhealthy", None: "not health-checked"}[backend.healthy]
+    if backend.weight == 0 and backend.state is not State.draining:
+        return f"{backend.state.value} with weight 0 and {health}"
     return f"{backend.state.value} and {health}"
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from glb.errors import ConfigError, Problem
 from glb.table.config import Backend, Bind, State, Table, TableSet
-from glb.table.fields import Address
+from glb.table.fields import Address, shown
 from glb.table.rows import N_ROWS, RowBuilder, Rows, n_present
 
 SLOTS = 256  # of backends, and of binds
@@ -59,6 +59,8 @@ class BinaryTable:
 def write_glbd2(tables: TableSet, *, source: str = "table") -> bytes:
     """The file that GLB's builder makes of the same tables. ConfigError where they do not fit its format."""
     problems = [problem for index, table in enumerate(tables.tables) for problem in _misfits(table, index)]
+    if not tables.lenient:
+        problems += [problem for index, table in enumerate(tables.tables) for problem in _not_glbs(table, index)]
     if problems:
         raise ConfigError(source, problems)
     header = _FILE_HEADER.pack(_MAGIC, _VERSION, len(tables.tables), N_ROWS, SLOTS, SLOTS)
@@ -72,6 +74,7 @@ def departures(tables: TableSet) -> list[Problem]:
         path = f"$.tables[{index}]"
         if table.hops > 2:
             result.append(Problem(f"{path}.hops", f"is {table.hops}; rows of GLB's binary file have 2"))
+        result += _not_glbs(table, index)
         for at, backend in enumerate(table.backends):
             if backend.healthy is None and backend.state is not State.inactive:
                 message = "is absent; GLB takes that as unhealthy (we as not health-checked)"
@@ -93,8 +96,22 @@ def _misfits(table: Table, index: int) -> list[Problem]:
     return result
 
 
+def _not_glbs(table: Table, index: int) -> list[Problem]:
+    """What decides over our rows and is unknown to GLB. Of a table that was read leniently it is ignored."""
+    path = f"$.tables[{index}]"
+    result = []
+    if table.n_rows != N_ROWS:
+        result.append(Problem(f"{path}.rows", f"is {table.n_rows}; GLB's binary file has {N_ROWS}"))
+    for at, backend in enumerate(table.backends):
+        if backend.weight != 1:
+            result.append(Problem(f"{path}.backends[{at}].weight", f"is {backend.weight}; GLB has no weights"))
+        if backend.zone is not None:
+            result.append(Problem(f"{path}.backends[{at}].zone", f"is {shown(backend.zone)}; GLB has no zones"))
+    return result
+
+
 def _write_table(table: Table) -> bytes:
-    rows = RowBuilder().build(msgspec.structs.replace(table, hops=2, row_rule="glb2"))
+    rows = RowBuilder().build(msgspec.structs.replace(table, hops=2, row_rule="glb2", n_rows=N_ROWS))
     backends = b"".join(_write_backend(backend) for backend in table.backends)
     binds = b"".join(_write_bind(bind) for bind in table.binds)
     return b"".join(

@@ -58,8 +58,11 @@ def n_present(backends: Sequence[Backend]) -> int:
 
 
 def placed_weights(table: Table) -> bytes:
-    """The weights that backends are ordered by, a byte each: weight 0 stands where the table's largest would."""
-    weights = [backend.weight for backend in table.backends]
+    """The weights that backends are ordered by, a byte each: weight 0 stands where the table's largest would.
+
+    GLB has none: by the rule glb2 all are 1.
+    """
+    weights = [1 if table.row_rule == "glb2" else backend.weight for backend in table.backends]
     largest = max([*weights, 1])
     return bytes(weight or largest for weight in weights)
 

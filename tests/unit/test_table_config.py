@@ -30,6 +30,16 @@ def _backend(**keys: object) -> str:
     return text(backends=[{"ip": "10.0.0.9", "state": "active"}, keys])
 
 
+def _weight(weight: object, **keys: object) -> str:
+    backends = [{"ip": "10.0.0.9", "state": "active"}, {"ip": "10.0.0.1", "state": "active", "weight": weight}]
+    return text(backends=backends, **keys)
+
+
+def _zone(zone: object, **keys: object) -> str:
+    backends = [{"ip": "10.0.0.9", "state": "active"}, {"ip": "10.0.0.1", "state": "active", "zone": zone}]
+    return text(backends=backends, **keys)
+
+
 _BIND = "$.tables[0].binds[0]"
 _BACKEND = "$.tables[0].backends[1]"
 
@@ -68,9 +78,34 @@ _REFUSED: dict[str, tuple[str, str, str, bool]] = {
     "unknown-key": (text(hash_kye="00"), "$.tables[0].hash_kye", 'did you mean "hash_key"?', True),
     "unknown-root-key": ('{"version": 1, ' + text()[1:], "$.version", "unknown key", True),
     "key-given-twice": (text().replace('"proto"', '"port": 81, "proto"'), f"{_BIND}.port", "more than once", True),
-    "weight": (_backend(ip="10.0.0.1", state="active", weight=2), f"{_BACKEND}.weight", "not supported", True),
-    "zone": (_backend(ip="10.0.0.1", state="active", zone="a"), f"{_BACKEND}.zone", "not supported", True),
+    "weight-101": (_weight(101), f"{_BACKEND}.weight", "is 101; must be an integer from 0 to 100", True),
+    "weight-negative": (_weight(-1), f"{_BACKEND}.weight", "is -1; must be an integer from 0 to 100", True),
+    "weight-is-a-fraction": (_weight(0.5), f"{_BACKEND}.weight", "is 0.5; must be an integer", True),
+    "weight-is-true": (_weight(True), f"{_BACKEND}.weight", "is true; must be an integer", True),
+    "weight-is-null": (_weight(None), f"{_BACKEND}.weight", "is null; must be an integer", True),
+    "weight-is-text": (_weight("1"), f"{_BACKEND}.weight", 'is "1"; must be an integer', True),
+    "weight-is-huge": (_weight(10**4000), f"{_BACKEND}.weight", "must be an integer from 0 to 100", True),
+    "weight-with-glb2": (_weight(2, row_rule="glb2"), f"{_BACKEND}.weight", "is 2; the row rule glb2 has no", True),
+    "every-weight-0": (
+        text(backends=[{"ip": f"10.0.0.{n}", "state": "active", "weight": 0} for n in (1, 2)]),
+        "$.tables[0].backends",
+        "every backend has weight 0; at least one must have 1 to 100",
+        False,
+    ),
+    "zone-is-a-number": (_zone(1), f"{_BACKEND}.zone", "is 1; must be 1 to 64 printable characters", True),
+    "zone-is-null": (_zone(None), f"{_BACKEND}.zone", "is null; must be", True),
+    "zone-is-empty": (_zone(""), f"{_BACKEND}.zone", 'is ""; must be', True),
+    "zone-with-newline": (_zone("a\n"), f"{_BACKEND}.zone", "printable", True),
+    "zone-too-long": (_zone("a" * 65), f"{_BACKEND}.zone", "1 to 64", True),
+    "zone-with-glb2": (_zone("a", row_rule="glb2"), f"{_BACKEND}.zone", "the row rule glb2 has no zones", True),
     # table keys
+    "rows-no-power-of-two": (text(rows=65537), "$.tables[0].rows", "is 65537; must be a power of two", False),
+    "rows-0": (text(rows=0), "$.tables[0].rows", "is 0; must be 256 to 1048576", False),
+    "rows-128": (text(rows=128), "$.tables[0].rows", "is 128; must be 256 to 1048576", False),
+    "rows-too-many": (text(rows=2**21), "$.tables[0].rows", "is 2097152; must be 256 to 1048576", False),
+    "rows-is-text": (text(rows="65536"), "$.tables[0].rows", 'is "65536"; must be an integer', False),
+    "rows-is-true": (text(rows=True), "$.tables[0].rows", "is true; must be an integer", False),
+    "rows-with-glb2": (text(rows=131072, row_rule="glb2"), "$.tables[0].rows", "glb2 has always 65536", False),
     "hops-1": (text(hops=1), "$.tables[0].hops", "is 1; must be 2 to 4", False),
     "hops-true": (text(hops=True), "$.tables[0].hops", "is true; must be an integer", False),
     "hops-3-with-glb2": (text(hops=3, row_rule="glb2"), "$.tables[0].hops", "glb2 has always 2", False),
@@ -234,19 +269,26 @@ def test_values() -> None:
         text(
             name=...,
             hops=3,
+            rows=1024,
             binds=[
                 {"ip": "198.51.100.77/24", "proto": "udp", "port_start": 0, "port_end": 65535},
                 {"ip": "2001:db8::1", "proto": "tcp", "port": 443},
             ],
             backends=[
-                {"ip": "10.0.0.1", "state": "filling", "healthy": False, "weight": 1},
-                {"ip": "10.0.0.2", "state": "draining", "healthchecks": {"http": 80, "http_uri": "/up", "gue": 19523}},
+                {"ip": "10.0.0.1", "state": "filling", "healthy": False, "weight": 0},
+                {
+                    "ip": "10.0.0.2",
+                    "state": "draining",
+                    "weight": 100,
+                    "zone": "rack 1",
+                    "healthchecks": {"http": 80, "http_uri": "/up", "gue": 19523},
+                },
             ],
         ),
         source="t",
     ).tables[0]
     assert (entry.name, entry.hash_key, entry.seed) == ("table-0", HASH_KEY, SEED)
-    assert (entry.hops, entry.row_rule) == (3, "first_usable")
+    assert (entry.hops, entry.row_rule, entry.n_rows) == (3, "first_usable", 1024)
     network = ipaddress.ip_network("198.51.100.0/24")
     assert entry.binds[0] == Bind(network, 17, 0, 65535, written=ipaddress.IPv4Address("198.51.100.77"))
     assert str(entry.binds[0].address) == "198.51.100.77"
@@ -255,6 +297,7 @@ def test_values() -> None:
     first, second = entry.backends
     assert (str(first.address), first.state, first.healthy) == ("10.0.0.1", State.filling, False)
     assert (second.state, second.healthy) == (State.draining, None)
+    assert (first.weight, first.zone, second.weight, second.zone) == (0, None, 100, "rack 1")
     assert second.healthchecks == Healthchecks(http=80, http_uri="/up", gue=19523)
 
 
@@ -263,6 +306,28 @@ def test_host_bits_are_taken_with_a_warning() -> None:
     assert [str(warning) for warning in tables.warnings] == [
         f"{_BIND}.ip: 198.51.100.77/24 has host bits set; it is 198.51.100.0/24"
     ]
+
+
+def test_a_backend_without_a_zone_among_others_is_warned_of() -> None:
+    (warning,) = parse_tables(_zone("a"), source="t").warnings
+    assert str(warning) == "$.tables[0].backends: 1 of 2 have no zone; none of those is ever the hop in another zone"
+
+
+def test_what_glb_ignores_is_ignored_with_the_rule_glb2_when_read_leniently() -> None:
+    for content in (_weight(7, row_rule="glb2"), _zone("a", row_rule="glb2"), _weight("x"), _zone(1)):
+        backend = parse_tables(content, source="t", lenient=True).tables[0].backends[1]
+        assert (backend.weight, backend.zone) == (1, None)
+
+
+def test_weights_and_zones_count_when_read_leniently() -> None:
+    """An unknown key elsewhere must not change where flows go."""
+    assert parse_tables(_weight(7), source="t", lenient=True).tables[0].backends[1].weight == 7
+    assert parse_tables(_zone("a"), source="t", lenient=True).tables[0].backends[1].zone == "a"
+
+
+@pytest.mark.parametrize("n_rows", [256, 65536, 2**20])
+def test_rows_are_a_power_of_two(n_rows: int) -> None:
+    assert parse_tables(text(rows=n_rows), source="t").tables[0].n_rows == n_rows
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,33 @@ def test_row_rule_and_hops_of_the_table_do_not_matter() -> None:
         assert write_glbd2(TableSet((changed,))) == write_glbd2(_GOOD)
 
 
+@pytest.mark.parametrize(
+    ("change", "path", "message"),
+    [
+        pytest.param({"n_rows": 131072}, "$.tables[0].rows", "is 131072; GLB's binary file has 65536", id="rows"),
+        pytest.param({"weight": 2}, "$.tables[0].backends[1].weight", "is 2; GLB has no weights", id="weight"),
+        pytest.param({"weight": 0}, "$.tables[0].backends[1].weight", "is 0; GLB has no weights", id="weight-0"),
+        pytest.param({"zone": "a"}, "$.tables[0].backends[1].zone", 'is "a"; GLB has no zones', id="zone"),
+    ],
+)
+def test_what_glb_has_not_is_refused_or_of_a_lenient_reading_ignored(
+    change: dict[str, object], path: str, message: str
+) -> None:
+    entry = _GOOD.tables[0]
+    if "n_rows" in change:
+        changed = msgspec.structs.replace(entry, **change)
+    else:
+        backends = (entry.backends[0], msgspec.structs.replace(entry.backends[1], **change), *entry.backends[2:])
+        changed = msgspec.structs.replace(entry, backends=backends)
+    with pytest.raises(ConfigError) as refusal:
+        write_glbd2(TableSet((changed,)))
+    (problem,) = refusal.value.problems
+    assert (problem.path, problem.message) == (path, message)
+    lenient = TableSet((changed,), lenient=True)
+    assert write_glbd2(lenient) == write_glbd2(_GOOD)
+    assert problem in departures(lenient)
+
+
 def _with(offset: int, *words: int) -> bytes:
     content = bytearray(write_glbd2(_GOOD))
     struct.pack_into(f"<{len(words)}I", content, offset, *words)
