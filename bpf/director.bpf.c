@@ -1,35 +1,31 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* The director's classifier: what is not for a bind goes to the host's own stack untouched, everything of a bind to the
- * AF_XDP socket of its receive queue, where glb/_fastpath.pyx encapsulates, drops and counts it.
- *
- * It must never take what is not ours, nor pass to the host what is: it follows the parse functions of
- * glb/_fastpath.pyx one by one, with their drops as HAND_OVER. tests/parity/ runs both on the same frames.
+/* The director in the kernel. What is not for a bind goes to the host's own stack untouched. Common packets of a bind (TCP and
+ * UDP over IPv4 without options or IPv6 without extension headers, unfragmented, fitting the path) are encapsulated and sent
+ * here. Everything else of a bind goes to the AF_XDP socket of its receive queue, where glb/_fastpath.pyx encapsulates, drops
+ * and counts it; with the option `accelerate` off, the common packets too. Both give the same bytes for the same packet.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "classify.bpf.h"
 #include "glb_layout.h"
 #include "glb_protocol.h"
+#include "siphash.h"
 
-#define ETHERNET_BYTES 14
-#define IPV4_BYTES 20
-#define IPV6_BYTES 40
-#define FRAGMENT_OFFSET 0x1fff
 #define MAX_QUEUES 128
-
-enum verdict {
-    PASS,      /* not ours: the host's stack */
-    HAND_OVER, /* ours, for better or worse: the AF_XDP socket */
-};
+#define OVERHEAD_BYTES 36 /* outer IPv4, UDP, GUE and private data header; 4 more for each hop after the first */
+#define MAX_LIST (2 * GLB_MAX_STRIDE)
 
 enum counter {
     COUNT_HANDED_OVER,
-    COUNT_NO_SOCKET, /* no worker on the frame's receive queue: the daemon is starting or stopping */
+    COUNT_NO_SOCKET, /* no worker on the frame's receive queue: the daemon is starting, stopping, or dead */
     N_COUNTERS
 };
 
-/* The binds in force: a map in a map, so that replacing the inner one replaces all of them at once. */
+const volatile struct glb_options glb_options = {};
+
+/* The generation in force: a map in a map, so that replacing the inner one replaces everything at once. */
 struct {
     __uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
     __uint(max_entries, 1);
@@ -37,10 +33,25 @@ struct {
     __array(values, struct {
         __uint(type, BPF_MAP_TYPE_ARRAY);
         __uint(max_entries, 1);
+        __uint(map_flags, BPF_F_MMAPABLE);
         __type(key, __u32);
-        __type(value, struct glb_binds);
+        __type(value, struct glb_generation);
     });
-} glb_generation SEC(".maps");
+} glb_generations SEC(".maps");
+
+/* Rows, in two banks of slots: a new generation fills the bank that the one in force does not name. */
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+    __uint(max_entries, 2 * GLB_BANK_CHUNKS);
+    __type(key, __u32);
+    __array(values, struct {
+        __uint(type, BPF_MAP_TYPE_ARRAY);
+        __uint(max_entries, 1);
+        __uint(map_flags, BPF_F_MMAPABLE);
+        __uint(key_size, sizeof(__u32));
+        __uint(value_size, sizeof(struct glb_rows));
+    });
+} glb_chunks SEC(".maps");
 
 struct {
     __uint(type, BPF_MAP_TYPE_XSKMAP);
@@ -56,32 +67,21 @@ struct {
     __type(value, __u64);
 } glb_counters SEC(".maps");
 
-struct ipv4 {
-    __u8 version_ihl;
-    __u8 tos;
-    __be16 total_length;
-    __be16 id;
-    __be16 fragment;
-    __u8 ttl;
-    __u8 protocol;
-    __be16 checksum;
-    __be32 source;
-    __be32 destination;
-};
+/* By glb_backend.counter; two banks of GLB_MAX_BACKENDS, like the chunks. */
+struct {
+    __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+    __uint(max_entries, 2 * GLB_MAX_BACKENDS);
+    __type(key, __u32);
+    __type(value, struct glb_count);
+} glb_backend_counts SEC(".maps");
 
-struct ipv6 {
-    __be32 version_label;
-    __be16 payload_length;
-    __u8 next_header;
-    __u8 hop_limit;
-    __be32 source[4];
-    __be32 destination[4];
-};
-
-/* Where the next header starts, and where the IP packet ends, as offsets into the frame. */
-struct place {
-    __u32 at;
-    __u32 end;
+/* A common packet on its way. */
+struct packet {
+    struct flow flow;
+    __u32 ip_length;
+    __u32 hint;
+    __u32 table;
+    __u32 inner_protocol;
 };
 
 static __always_inline void count(__u32 which)
@@ -92,241 +92,266 @@ static __always_inline void count(__u32 which)
         *value += 1;
 }
 
-/* `length` bytes at the place into `to`, and the place moves on; nonzero if the packet ends before. */
-static __always_inline int take(struct xdp_md *ctx, struct place *place, void *to, __u32 length)
+/* The prefix of an address: by one probe sequence where whole addresses are bound, as they mostly are; else by the loop. */
+static __always_inline int find_vip(const struct glb_generation *generation, __u64 high, __u64 low, __u32 family)
 {
-    if (place->at + length > place->end || bpf_xdp_load_bytes(ctx, place->at, to, length))
-        return -1;
-    place->at += length;
-    return 0;
-}
+    if (generation->lengths[family][0] == 128) {
+        __u32 at = glb_prefix_slot(high, low, 128, generation->seed);
 
-/* Slot of the longest bound prefix that holds an address, or -1. Not static: the verifier looks at it once, not per call. */
-__noinline int find_prefix(const struct glb_binds *binds, __u64 high, __u64 low, __u32 family)
-{
-    if (!binds)
-        return -1;
-    for (int i = 0; i < GLB_MAX_LENGTHS; i++) {
-        __u32 length = binds->lengths[family & 1][i];
-        __u64 masked_high = high, masked_low = 0;
-        __u32 at;
-
-        if (length == 0xff)
-            return -1;
-        if (length > 64)
-            masked_low = low & (~0ULL << ((128 - length) & 63));
-        else
-            masked_high = length ? high & (~0ULL << ((64 - length) & 63)) : 0;
-        at = glb_prefix_slot(masked_high, masked_low, length, binds->seed);
-        for (__u32 probe = 0; probe < GLB_MAX_PROBES; probe++) {
+#pragma unroll
+        for (__u32 probe = 0; probe < 2; probe++) {
             __u32 index = (at + probe) & (GLB_PREFIX_SLOTS - 1);
-            const struct glb_prefix *slot = &binds->slots[index];
+            const struct glb_prefix *slot = &generation->slots[index];
 
             if (!slot->used)
                 break;
-            if (slot->low == masked_low && slot->high == masked_high && slot->length == length)
+            if (slot->low == low && slot->high == high && slot->length == 128)
                 return index;
         }
-    }
-    return -1;
-}
-
-static __always_inline int find_ipv4(const struct glb_binds *binds, __be32 address)
-{
-    return find_prefix(binds, 0, 0xffffULL << 32 | bpf_ntohl(address), 0);
-}
-
-static __always_inline int find_ipv6(const struct glb_binds *binds, const __be32 *address)
-{
-    __u64 high = (__u64)bpf_ntohl(address[0]) << 32 | bpf_ntohl(address[1]);
-    __u64 low = (__u64)bpf_ntohl(address[2]) << 32 | bpf_ntohl(address[3]);
-
-    if (high == 0 && low >> 32 == 0xffff) /* IPv4-mapped: in the bind table these are the IPv4 prefixes */
+    } else if (generation->lengths[family][0] == 0xff) {
         return -1;
-    return find_prefix(binds, high, low, 1);
-}
-
-/* Whether a bind is in force for a protocol and port (host order) at the prefix in `slot`. */
-__noinline int has_bind(const struct glb_binds *binds, __u32 slot, __u32 protocol, __u32 port)
-{
-    __u32 key = protocol << 16 | port, low, high, beyond;
-
-    if (!binds)
-        return 0;
-    low = binds->slots[slot & (GLB_PREFIX_SLOTS - 1)].first_segment;
-    beyond = high = low + binds->slots[slot & (GLB_PREFIX_SLOTS - 1)].n_segments;
-
-    for (int step = 0; step < GLB_SEARCH_STEPS && low < high; step++) {
-        __u32 middle = (low + high) >> 1;
-
-        if (binds->segments[middle & (GLB_MAX_SEGMENTS - 1)].last < key)
-            low = middle + 1;
-        else
-            high = middle;
     }
-    return low < beyond && binds->segments[low & (GLB_MAX_SEGMENTS - 1)].first <= key;
+    return find_prefix(generation, high, low, family);
 }
 
-static __always_inline enum verdict ports(struct xdp_md *ctx, const struct glb_binds *binds, int prefix,
-                                          __u32 protocol, struct place place)
+/* The table of a flow; the port segment of a VIP with a single one is looked at here. */
+static __always_inline int table_of(const struct glb_generation *generation, __u32 slot, __u32 protocol, __be32 ports)
 {
-    __be16 port[2];
+    const struct glb_prefix *prefix = &generation->slots[slot & (GLB_PREFIX_SLOTS - 1)];
+    __u32 port = bpf_ntohl(ports) & 0xffff, key = protocol << 16 | port;
 
-    if (protocol != GLB_PROTO_TCP && protocol != GLB_PROTO_UDP)
-        return PASS;
-    if (take(ctx, &place, port, sizeof(port)))
-        return HAND_OVER;
-    return has_bind(binds, prefix, protocol, bpf_ntohs(port[1])) ? HAND_OVER : PASS;
-}
+    if (prefix->n_segments == 1) {
+        const struct glb_segment *segment = &generation->segments[prefix->first_segment & (GLB_MAX_SEGMENTS - 1)];
 
-static __always_inline enum verdict later_fragment(const struct glb_binds *binds, __u32 protocol, __u32 icmp)
-{
-    if (protocol == icmp)
-        return binds->forward_echo ? HAND_OVER : PASS;
-    return protocol == GLB_PROTO_TCP || protocol == GLB_PROTO_UDP ? HAND_OVER : PASS;
-}
-
-/* Past the IPv6 extension headers (RFC 8200 section 4). Nonzero: cut off, or more of them than any honest sender uses. */
-static __always_inline int walk_extensions(struct xdp_md *ctx, struct place *place, __u32 *protocol, int *is_later_fragment)
-{
-    __u8 header[8];
-
-    for (int i = 0; i <= GLB_MAX_EXTENSION_HEADERS; i++) {
-        if (*protocol != 0 && *protocol != 43 && *protocol != 44 && *protocol != 60)
-            return 0;
-        if (i == GLB_MAX_EXTENSION_HEADERS || take(ctx, place, header, sizeof(header)))
-            return -1;
-        if (*protocol == 44) {
-            *protocol = header[0];
-            if (((__u32)header[2] << 8 | header[3]) >> 3) {
-                *is_later_fragment = 1;
-                return 0;
-            }
-            continue;
-        }
-        *protocol = header[0];
-        place->at += header[1] * 8;
-        if (place->at > place->end)
-            return -1;
+        return segment->first <= key && key <= segment->last ? (int)segment->table : -1;
     }
-    return -1;
+    return find_table(generation, slot, protocol, port);
 }
 
-/* The flow that an ICMP error quotes, reversed: the port that is ours comes first. */
-static __always_inline enum verdict quoted(struct xdp_md *ctx, const struct glb_binds *binds, int prefix,
-                                           __u32 protocol, struct place place)
-{
-    __be16 port[2];
-
-    if (prefix < 0 || (protocol != GLB_PROTO_TCP && protocol != GLB_PROTO_UDP))
-        return PASS;
-    if (take(ctx, &place, port, sizeof(port)))
-        return HAND_OVER;
-    return has_bind(binds, prefix, protocol, bpf_ntohs(port[0])) ? HAND_OVER : PASS;
-}
-
-static __always_inline enum verdict icmpv4(struct xdp_md *ctx, const struct glb_binds *binds, struct place place)
-{
-    struct place start = place;
-    struct ipv4 inner;
-    __u8 icmp[2];
-    __u32 header_bytes;
-
-    if (take(ctx, &start, icmp, sizeof(icmp)))
-        return HAND_OVER;
-    if (icmp[0] == 8 && icmp[1] == 0)
-        return binds->forward_echo || place.at + 8 > place.end ? HAND_OVER : PASS;
-    if (icmp[0] != 3 && icmp[0] != 11 && icmp[0] != 12)
-        return PASS;
-    place.at += 8;
-    start = place;
-    if (take(ctx, &place, &inner, sizeof(inner)))
-        return HAND_OVER;
-    header_bytes = (inner.version_ihl & 0x0f) * 4;
-    if (inner.version_ihl >> 4 != 4 || header_bytes < IPV4_BYTES || start.at + header_bytes > place.end)
-        return HAND_OVER;
-    if (inner.fragment & bpf_htons(FRAGMENT_OFFSET))
-        return PASS;
-    start.at += header_bytes;
-    return quoted(ctx, binds, find_ipv4(binds, inner.source), inner.protocol, start);
-}
-
-static __always_inline enum verdict icmpv6(struct xdp_md *ctx, const struct glb_binds *binds, struct place place)
-{
-    struct place start = place;
-    int is_later_fragment = 0;
-    struct ipv6 inner;
-    __u32 protocol;
-    __u8 icmp[2];
-
-    if (take(ctx, &start, icmp, sizeof(icmp)))
-        return HAND_OVER;
-    if (icmp[0] == 128 && icmp[1] == 0)
-        return binds->forward_echo || place.at + 8 > place.end ? HAND_OVER : PASS;
-    if (icmp[0] < 1 || icmp[0] > 4)
-        return PASS;
-    place.at += 8;
-    if (take(ctx, &place, &inner, sizeof(inner)))
-        return HAND_OVER;
-    protocol = inner.next_header;
-    if (bpf_ntohl(inner.version_label) >> 28 != 6 || walk_extensions(ctx, &place, &protocol, &is_later_fragment))
-        return HAND_OVER;
-    if (is_later_fragment)
-        return PASS;
-    return quoted(ctx, binds, find_ipv6(binds, inner.source), protocol, place);
-}
-
-static __always_inline enum verdict ipv4(struct xdp_md *ctx, const struct glb_binds *binds, void *data, void *data_end)
+/* PASS where the packet is surely not ours, ENCAPSULATE where it is common and ours; HAND_OVER: let classify() decide. */
+static __always_inline enum verdict common_ipv4(const struct glb_generation *generation, void *data, void *data_end, struct packet *packet)
 {
     struct ipv4 *header = data + ETHERNET_BYTES;
-    struct place place = {};
-    int prefix;
-    __u32 header_bytes, total;
+    __be32 *ports = (void *)(header + 1);
+    __u32 total;
+    int slot, table;
 
-    if ((void *)(header + 1) > data_end)
-        return PASS;
-    prefix = find_ipv4(binds, header->destination);
-    if (prefix < 0)
-        return PASS;
-    header_bytes = (header->version_ihl & 0x0f) * 4;
-    total = bpf_ntohs(header->total_length);
-    if (header->version_ihl >> 4 != 4 || header_bytes < IPV4_BYTES || total < header_bytes
-        || ETHERNET_BYTES + total > bpf_xdp_get_buff_len(ctx))
+    if ((void *)(ports + 1) > data_end)
         return HAND_OVER;
-    place.at = ETHERNET_BYTES + header_bytes;
-    place.end = ETHERNET_BYTES + total;
-    if (header->fragment & bpf_htons(FRAGMENT_OFFSET))
-        return later_fragment(binds, header->protocol, GLB_PROTO_ICMP);
-    if (header->protocol == GLB_PROTO_ICMP)
-        return icmpv4(ctx, binds, place);
-    return ports(ctx, binds, prefix, header->protocol, place);
+    total = bpf_ntohs(header->total_length);
+    if (header->version_ihl != 0x45 || (header->fragment & bpf_htons(0x3fff))
+        || (header->protocol != GLB_PROTO_TCP && header->protocol != GLB_PROTO_UDP)
+        || total < IPV4_BYTES + 4 || data + ETHERNET_BYTES + total > data_end)
+        return HAND_OVER;
+    slot = find_vip(generation, 0, 0xffffULL << 32 | bpf_ntohl(header->destination), 0);
+    if (slot < 0)
+        return PASS;
+    table = table_of(generation, slot, header->protocol, *ports);
+    if (table < 0)
+        return PASS;
+    packet->flow.source[0] = header->source;
+    packet->flow.destination[0] = header->destination;
+    packet->flow.ports = *ports;
+    packet->ip_length = total;
+    packet->hint = bpf_ntohl(*ports) >> 16;
+    packet->table = table;
+    packet->inner_protocol = GLB_PROTO_IPIP;
+    return ENCAPSULATE;
 }
 
-static __always_inline enum verdict ipv6(struct xdp_md *ctx, const struct glb_binds *binds, void *data, void *data_end)
+static __always_inline enum verdict common_ipv6(const struct glb_generation *generation, void *data, void *data_end, struct packet *packet)
 {
     struct ipv6 *header = data + ETHERNET_BYTES;
-    struct place place = {};
-    int prefix;
-    int is_later_fragment = 0;
-    __u32 protocol;
+    __be32 *ports = (void *)(header + 1);
+    __u64 high, low;
+    __u32 total;
+    int slot, table;
 
-    if ((void *)(header + 1) > data_end)
-        return PASS;
-    prefix = find_ipv6(binds, header->destination);
-    if (prefix < 0)
-        return PASS;
-    place.at = ETHERNET_BYTES + IPV6_BYTES;
-    place.end = place.at + bpf_ntohs(header->payload_length);
-    if (bpf_ntohl(header->version_label) >> 28 != 6 || place.end > bpf_xdp_get_buff_len(ctx))
+    if ((void *)(ports + 1) > data_end)
         return HAND_OVER;
-    protocol = header->next_header;
-    if (walk_extensions(ctx, &place, &protocol, &is_later_fragment))
+    total = bpf_ntohs(header->payload_length) + IPV6_BYTES;
+    if (bpf_ntohl(header->version_label) >> 28 != 6
+        || (header->next_header != GLB_PROTO_TCP && header->next_header != GLB_PROTO_UDP)
+        || total < IPV6_BYTES + 4 || data + ETHERNET_BYTES + total > data_end)
         return HAND_OVER;
-    if (is_later_fragment)
-        return later_fragment(binds, protocol, GLB_PROTO_ICMPV6);
-    if (protocol == GLB_PROTO_ICMPV6)
-        return icmpv6(ctx, binds, place);
-    return ports(ctx, binds, prefix, protocol, place);
+    high = (__u64)bpf_ntohl(header->destination[0]) << 32 | bpf_ntohl(header->destination[1]);
+    low = (__u64)bpf_ntohl(header->destination[2]) << 32 | bpf_ntohl(header->destination[3]);
+    if (high == 0 && low >> 32 == 0xffff) /* IPv4-mapped: in the bind table these are the IPv4 prefixes */
+        return PASS;
+    slot = find_vip(generation, high, low, 1);
+    if (slot < 0)
+        return PASS;
+    table = table_of(generation, slot, header->next_header, *ports);
+    if (table < 0)
+        return PASS;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        packet->flow.source[i] = header->source[i];
+        packet->flow.destination[i] = header->destination[i];
+    }
+    packet->flow.ports = *ports;
+    packet->ip_length = total;
+    packet->hint = bpf_ntohl(*ports) >> 16;
+    packet->table = table;
+    packet->inner_protocol = GLB_PROTO_IPV6;
+    return ENCAPSULATE;
+}
+
+/* Backend indexes of a row, or NULL (the chunk is not there: cannot be published). */
+static __always_inline const __u16 *row_of(const struct glb_table *table, __u64 hash)
+{
+    __u32 row = (__u32)hash & table->row_mask, slot = table->first_chunk + row / GLB_CHUNK_ROWS, zero = 0;
+    void *chunk = bpf_map_lookup_elem(&glb_chunks, &slot);
+    const struct glb_rows *rows;
+
+    if (!chunk)
+        return 0;
+    rows = bpf_map_lookup_elem(chunk, &zero);
+    if (!rows)
+        return 0;
+    return &rows->hops[(row % GLB_CHUNK_ROWS) * (table->stride == 2 ? 2 : GLB_MAX_STRIDE)];
+}
+
+/* Appends a row's hops to the list; returns its new length. */
+static __always_inline int list_row(const struct glb_table *table, const __u16 *row, __u16 *hops, int n, int keep_duplicates)
+{
+    for (int i = 0; i < GLB_MAX_STRIDE; i++) {
+        int listed = 0;
+
+        if (i == 2 && table->stride == 2)
+            break;
+        if (row[i] == GLB_NO_HOP)
+            break;
+        for (int k = 0; k < MAX_LIST && k < n; k++)
+            listed |= hops[k] == row[i];
+        if (listed && !keep_duplicates)
+            continue;
+        if (n < MAX_LIST)
+            hops[n++] = row[i];
+    }
+    return n;
+}
+
+static __always_inline const struct glb_backend *backend_of(const struct glb_generation *generation, const struct glb_table *table, __u32 hop)
+{
+    return &generation->backends[(table->first_backend + hop) & (GLB_MAX_BACKENDS - 1)];
+}
+
+/* The first 50 bytes of the front; the further hops follow. Little-endian words: see docs/protocol/gue.md for the fields. */
+static __always_inline void write_front(__u64 *front, const struct packet *packet, const struct glb_backend *primary, __u64 next_hop,
+                                        __u64 hash, __u32 further, __u32 outer_length)
+{
+    __u32 sum = glb_options.fixed_sum + primary->address_sum + outer_length;
+    __u64 source = *(const volatile __u32 *)glb_options.source_ip, destination = *(const __u32 *)primary->address;
+    const volatile __u8 *mac = glb_options.source_mac;
+    __u64 port = GLB_SOURCE_PORT_BASE | (((__u32)hash ^ packet->hint) & 0x7fff);
+
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16); /* three folds: the first leaves at most 0x1000e, the second may carry once more */
+    front[0] = (next_hop & 0xffffffffffffULL) | (__u64) * (const volatile __u16 *)mac << 48;
+    front[1] = *(const volatile __u32 *)(mac + 2) | (__u64)bpf_htons(GLB_ETH_P_IP) << 32 | 0x45ULL << 48;
+    front[2] = bpf_htons(outer_length) | (__u64)bpf_htons(0x4000) << 32 | (__u64)GLB_OUTER_TTL << 48 | (__u64)GLB_PROTO_UDP << 56;
+    front[3] = bpf_htons(~sum & 0xffff) | source << 16 | destination << 48;
+    front[4] = destination >> 16 | (__u64)bpf_htons(port) << 16 | (__u64)bpf_htons(GLB_GUE_PORT) << 32
+               | (__u64)bpf_htons(outer_length - IPV4_BYTES) << 48;
+    front[5] = (__u64)(1 + further) << 16 | (__u64)packet->inner_protocol << 24;
+    *(__u16 *)&front[6] = further << 8;
+}
+
+/* XDP action, or -1: the Cython path shall drop and count it, or answer it. */
+static __always_inline int encapsulate(struct xdp_md *ctx, const struct glb_generation *generation, struct packet *packet, __u64 hash,
+                                       __u64 alt_hash)
+{
+    const struct glb_table *table = &generation->tables[packet->table & (GLB_MAX_TABLES - 1)];
+    const struct glb_backend *primary;
+    __u32 further, overhead, outer_length, counter, ifindex;
+    struct glb_count *counted;
+    void *data, *data_end;
+    const __u16 *row;
+    __u64 next_hop;
+
+    row = row_of(table, hash);
+    if (!row || row[0] == GLB_NO_HOP)
+        return -1;
+    primary = backend_of(generation, table, row[0]);
+    next_hop = primary->next_hop;
+    if (!(next_hop >> GLB_NEXT_HOP_KNOWN_BIT & 1))
+        return -1;
+    counter = primary->counter;
+    ifindex = primary->ifindex;
+    if (!glb_options.alt_hash_fields && table->stride == 2) {
+        /* At most one further hop: nothing to list. */
+        further = row[1] != GLB_NO_HOP;
+        overhead = OVERHEAD_BYTES + 4 * further;
+        outer_length = overhead + packet->ip_length;
+        if (outer_length > primary->mtu_bytes || bpf_xdp_adjust_head(ctx, -(int)overhead))
+            return -1;
+        data = (void *)(long)ctx->data;
+        data_end = (void *)(long)ctx->data_end;
+        if (data + ETHERNET_BYTES + OVERHEAD_BYTES + 4 > data_end)
+            return XDP_DROP; /* cannot be: the frame was longer than that */
+        write_front(data, packet, primary, next_hop, hash, further, outer_length);
+        if (further)
+            *(__u32 *)(data + ETHERNET_BYTES + OVERHEAD_BYTES) = *(const __u32 *)backend_of(generation, table, row[1])->address;
+    } else {
+        __u16 hops[MAX_LIST];
+        int n = list_row(table, row, hops, 0, 1);
+
+        if (glb_options.alt_hash_fields) {
+            row = row_of(table, alt_hash);
+            if (!row)
+                return -1;
+            n = list_row(table, row, hops, n, table->keep_duplicates);
+        }
+        if (n < 1 || n > MAX_LIST)
+            return -1;
+        further = n - 1;
+        overhead = OVERHEAD_BYTES + 4 * further;
+        outer_length = overhead + packet->ip_length;
+        if (outer_length > primary->mtu_bytes || bpf_xdp_adjust_head(ctx, -(int)overhead))
+            return -1;
+        data = (void *)(long)ctx->data;
+        data_end = (void *)(long)ctx->data_end;
+        if (data + ETHERNET_BYTES + OVERHEAD_BYTES + 4 > data_end)
+            return XDP_DROP; /* cannot be: the frame was longer than that */
+        write_front(data, packet, primary, next_hop, hash, further, outer_length);
+#pragma unroll
+        for (int i = 1; i < MAX_LIST; i++) {
+            __u32 *hop = data + ETHERNET_BYTES + OVERHEAD_BYTES + 4 * (i - 1);
+
+            if (i > further || (void *)(hop + 1) > data_end)
+                break;
+            *hop = *(const __u32 *)backend_of(generation, table, hops[i])->address;
+        }
+    }
+    counted = bpf_map_lookup_elem(&glb_backend_counts, &counter);
+    if (counted) {
+        counted->packets += 1;
+        counted->bytes += data_end - data - overhead;
+    }
+    return ifindex == glb_options.ifindex ? XDP_TX : bpf_redirect(ifindex, 0);
+}
+
+static __always_inline int hand_over(struct xdp_md *ctx)
+{
+    long action = bpf_redirect_map(&glb_sockets, ctx->rx_queue_index, XDP_DROP);
+
+    count(action == XDP_REDIRECT ? COUNT_HANDED_OVER : COUNT_NO_SOCKET);
+    return action;
+}
+
+static __always_inline int forward(struct xdp_md *ctx, const struct glb_generation *generation, struct packet *packet, const int n_address)
+{
+    const struct glb_table *table = &generation->tables[packet->table & (GLB_MAX_TABLES - 1)];
+    __u64 key0 = table->key0, key1 = table->key1, alt_hash = 0, hash;
+    int action;
+
+    hash = flow_hash(&packet->flow, n_address, glb_options.hash_fields, key0, key1);
+    if (glb_options.alt_hash_fields)
+        alt_hash = flow_hash(&packet->flow, n_address, glb_options.alt_hash_fields, key0, key1);
+    action = encapsulate(ctx, generation, packet, hash, alt_hash);
+    return action < 0 ? hand_over(ctx) : action;
 }
 
 /* Accepts frames of several buffers (jumbo MTU on the interface), as drivers demand it there before they attach anything. */
@@ -334,31 +359,38 @@ SEC("xdp.frags")
 int glb_director(struct xdp_md *ctx)
 {
     void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
-    __u32 zero = 0, queue = ctx->rx_queue_index;
-    enum verdict verdict = PASS;
-    const struct glb_binds *binds;
-    void *generation;
-    __be16 *ethertype;
-    long action;
+    const struct glb_generation *generation;
+    struct packet packet;
+    __u32 zero = 0;
+    void *outer;
 
     if (data + ETHERNET_BYTES > data_end)
         return XDP_PASS;
-    generation = bpf_map_lookup_elem(&glb_generation, &zero);
+    outer = bpf_map_lookup_elem(&glb_generations, &zero);
+    if (!outer)
+        return XDP_PASS;
+    generation = bpf_map_lookup_elem(outer, &zero);
     if (!generation)
         return XDP_PASS;
-    binds = bpf_map_lookup_elem(generation, &zero);
-    if (!binds)
-        return XDP_PASS;
-    ethertype = data + 12;
-    if (*ethertype == bpf_htons(GLB_ETH_P_IP))
-        verdict = ipv4(ctx, binds, data, data_end);
-    else if (*ethertype == bpf_htons(GLB_ETH_P_IPV6))
-        verdict = ipv6(ctx, binds, data, data_end);
-    if (verdict == PASS)
-        return XDP_PASS;
-    action = bpf_redirect_map(&glb_sockets, queue, XDP_DROP);
-    count(action == XDP_REDIRECT ? COUNT_HANDED_OVER : COUNT_NO_SOCKET);
-    return action;
+    if (glb_options.accelerate) {
+        __be16 ethertype = *(__be16 *)(data + 12);
+        enum verdict verdict;
+
+        if (ethertype == bpf_htons(GLB_ETH_P_IP)) {
+            verdict = common_ipv4(generation, data, data_end, &packet);
+            if (verdict == ENCAPSULATE)
+                return forward(ctx, generation, &packet, 1);
+            if (verdict == PASS)
+                return XDP_PASS;
+        } else if (ethertype == bpf_htons(GLB_ETH_P_IPV6)) {
+            verdict = common_ipv6(generation, data, data_end, &packet);
+            if (verdict == ENCAPSULATE)
+                return forward(ctx, generation, &packet, 4);
+            if (verdict == PASS)
+                return XDP_PASS;
+        }
+    }
+    return classify(ctx, generation, data, data_end) == PASS ? XDP_PASS : hand_over(ctx);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

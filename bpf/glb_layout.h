@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* What a director forwards by, as bytes that the eBPF program and Cython read alike: the binds of one generation, in one
- * block, so that one pointer swap publishes all of them. glb/table/binds.py computes the content, glb/_fastpath.pyx packs it.
+/* What a director forwards by, as bytes that the eBPF program and Cython read alike: all of one generation but the rows in
+ * one block, the rows of each table in chunks. One pointer swap publishes the block, and with it everything that it names.
+ * glb/table/binds.py computes the binds, glb/_fastpath.pyx packs the block, into memory that it shares with the kernel.
  *
- * Look-up: the prefix lengths in use, longest first; one hash probe sequence each. Every prefix carries the port segments
- * that are in force for it, those inherited from shorter prefixes included, so the first prefix found is the answer.
+ * Bind look-up: the prefix lengths in use, longest first; one hash probe sequence each. Every prefix carries the port
+ * segments that are in force for it, those inherited from shorter prefixes included, so the first prefix found is the answer.
  */
 #ifndef GLB_LAYOUT_H
 #define GLB_LAYOUT_H
@@ -18,6 +19,14 @@
 #define GLB_MAX_LENGTHS 130    /* distinct prefix lengths of one family, and a terminating 0xff */
 #define GLB_NO_TABLE 0xffff
 #define GLB_MAX_EXTENSION_HEADERS 8
+#define GLB_MAX_TABLES 256
+#define GLB_MAX_BACKENDS 16384 /* of all tables together; a power of two */
+#define GLB_CHUNK_ROWS 65536   /* rows that one chunk holds; larger tables have several */
+#define GLB_MAX_STRIDE 4       /* backend indexes that a row takes at most */
+#define GLB_CHUNK_BYTES (GLB_CHUNK_ROWS * GLB_MAX_STRIDE * 2)
+#define GLB_BANK_CHUNKS 512    /* chunks that one generation can have; the next one uses the other bank of map slots */
+#define GLB_NO_HOP 0xffff      /* unused entry of a row */
+#define GLB_NEXT_HOP_KNOWN_BIT 48
 
 /* What becomes of a frame that a director receives; each but the first two is a reason to drop it, and has a counter. */
 enum glb_verdict {
@@ -50,19 +59,69 @@ struct glb_segment {
     __u32 table;
 };
 
-struct glb_binds {
-    __u64 seed;
+struct glb_backend {
+    __u64 next_hop;    /* MAC address in memory order in the low 48 bits, bit 48 set when known; one aligned store changes it */
+    __u32 mtu_bytes;   /* of the path to it, for the tunnel packet's IP length */
+    __u32 address_sum; /* the address as two 16-bit words, added: its share of the header checksum */
+    __u8 address[4];   /* wire order */
+    __u32 counter;     /* index of its counters */
+    __u32 ifindex;     /* interface that its tunnel packets leave by */
+    __u32 reserved;
+};
+
+struct glb_table {
+    __u64 key0;          /* hash key, little-endian halves */
+    __u64 key1;
+    __u32 row_mask;      /* rows - 1 */
+    __u32 stride;        /* backend indexes that a row takes: 2 or 4 */
+    __u32 first_chunk;   /* slot of its first chunk in the map of chunks */
+    __u32 first_backend; /* index into glb_generation.backends; the rows count from here */
+    __u32 n_backends;
+    __u32 keep_duplicates; /* row rule glb2: an alternative row's hops are appended even if already listed */
+};
+
+struct glb_generation {
+    __u64 seed;                          /* of glb_prefix_slot */
     __u32 forward_echo;                  /* 0: echo requests go to the host's stack */
     __u32 n_prefixes;
+    __u32 n_tables;
     __u8 lengths[2][GLB_MAX_LENGTHS];    /* [0] IPv4, [1] IPv6: prefix lengths of 128, longest first, ended by 0xff */
-    __u8 reserved[4];
+    struct glb_table tables[GLB_MAX_TABLES];
+    struct glb_backend backends[GLB_MAX_BACKENDS];
     struct glb_prefix slots[GLB_PREFIX_SLOTS];
     struct glb_segment segments[GLB_MAX_SEGMENTS];
 };
 
+/* Row r of a table: GLB_CHUNK_ROWS rows a chunk, `stride` indexes from (r mod GLB_CHUNK_ROWS) * stride on. */
+struct glb_rows {
+    __u16 hops[GLB_CHUNK_ROWS * GLB_MAX_STRIDE];
+};
+
+/* How the program forwards; constant from its loading on, so that the verifier removes what is not used. */
+struct glb_options {
+    __u32 accelerate;      /* 0: every packet of a bind goes to the AF_XDP socket */
+    __u32 hash_fields;     /* bits: source address 1, destination address 2, source port 4, destination port 8 */
+    __u32 alt_hash_fields; /* 0: no alternative row */
+    __u32 fixed_sum;       /* checksum words that every outer header shares */
+    __u32 ifindex;         /* packets that leave by this interface are sent by XDP_TX, others redirected */
+    __u8 source_ip[4];     /* wire order */
+    __u8 source_mac[6];
+    __u8 reserved[2];
+};
+
+/* Counted per CPU, by glb_backend.counter: tunnel packets with the backend as outer destination. */
+struct glb_count {
+    __u64 packets;
+    __u64 bytes; /* as received */
+};
+
 _Static_assert(sizeof(struct glb_prefix) == 32, "glb_prefix has no holes");
 _Static_assert(sizeof(struct glb_segment) == 12, "glb_segment has no holes");
-_Static_assert(sizeof(struct glb_binds) == 16 + 264 + 32 * GLB_PREFIX_SLOTS + 12 * GLB_MAX_SEGMENTS, "glb_binds has no holes");
+_Static_assert(sizeof(struct glb_backend) == 32, "glb_backend has no holes");
+_Static_assert(sizeof(struct glb_table) == 40, "glb_table has no holes");
+_Static_assert(sizeof(struct glb_options) == 32, "glb_options has no holes");
+_Static_assert(__builtin_offsetof(struct glb_generation, tables) == 280, "glb_generation has no holes");
+_Static_assert(sizeof(struct glb_rows) == GLB_CHUNK_BYTES && GLB_CHUNK_BYTES % 65536 == 0, "glb_rows fills whole pages");
 
 /* Slot at which the probe sequence of a prefix starts. */
 static inline __attribute__((always_inline)) __u32 glb_prefix_slot(__u64 high, __u64 low, __u32 length, __u64 seed)

@@ -27,6 +27,9 @@ cdef extern from "bpf/libbpf.h" nogil:
     bpf_program* bpf_object__find_program_by_name(const bpf_object* object, const char* name)
     bpf_map* bpf_object__find_map_by_name(const bpf_object* object, const char* name)
     int bpf_program__fd(const bpf_program* program)
+    bpf_map* bpf_object__next_map(const bpf_object* object, const bpf_map* map)
+    const char* bpf_map__name(const bpf_map* map)
+    int bpf_map__set_initial_value(bpf_map* map, const void* data, size_t size)
     int bpf_map__fd(const bpf_map* map)
     int bpf_xdp_query(int ifindex, int flags, bpf_xdp_query_opts* opts)
     int libbpf_num_possible_cpus()
@@ -35,6 +38,7 @@ cdef extern from "bpf/libbpf.h" nogil:
 cdef extern from "bpf/bpf.h" nogil:
     struct bpf_map_create_opts:
         size_t sz
+        uint32_t map_flags
     struct bpf_link_create_opts:
         size_t sz
         uint32_t flags
@@ -57,6 +61,10 @@ cdef extern from "bpf/bpf.h" nogil:
     int bpf_map_lookup_elem(int fd, const void* key, void* value)
     int bpf_link_create(int program_fd, int target_fd, int attach_type, const bpf_link_create_opts* opts)
     int bpf_prog_test_run_opts(int program_fd, bpf_test_run_opts* opts)
+    int bpf_obj_pin(int fd, const char* path)
+    int bpf_obj_get(const char* path)
+    int bpf_link_update(int link_fd, int new_program_fd, const void* opts)
+    int bpf_obj_get_info_by_fd(int fd, void* info, uint32_t* length)
 
 
 cdef extern from "linux/bpf.h" nogil:
@@ -64,6 +72,14 @@ cdef extern from "linux/bpf.h" nogil:
         BPF_MAP_TYPE_ARRAY
         BPF_XDP
         BPF_F_TEST_XDP_LIVE_FRAMES
+        BPF_F_MMAPABLE
+    struct xdp_link_info:
+        uint32_t ifindex
+    struct bpf_link_info:
+        uint32_t type
+        uint32_t id
+        uint32_t prog_id
+        xdp_link_info xdp
 
 
 cdef extern from "linux/if_link.h" nogil:
@@ -100,9 +116,35 @@ cdef extern from *:
         glb_libbpf_log[0] = 0;
         libbpf_set_print(glb_keep_log);
     }
+    #include <sys/vfs.h>
+    static int glb_is_bpffs(const char *path)
+    {
+        struct statfs fs;
+        return statfs(path, &fs) == 0 && fs.f_type == 0xcafe4a11;
+    }
     """
+    int glb_is_bpffs(const char* path) nogil
     char* glb_libbpf_log
     void glb_start_log() nogil
+
+
+cdef extern from "<sys/mman.h>" nogil:
+    enum:
+        PROT_NONE
+        PROT_READ
+        PROT_WRITE
+        MAP_PRIVATE
+        MAP_SHARED
+        MAP_FIXED
+        MAP_ANONYMOUS
+        MAP_NORESERVE
+    void* MAP_FAILED
+    void* mmap(void* address, size_t length, int protection, int flags, int fd, long offset)
+    int munmap(void* address, size_t length)
+
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int fd)
 
 
 MODES = {XDP_ATTACHED_DRV: "native", XDP_ATTACHED_SKB: "generic", XDP_ATTACHED_HW: "offload"}
@@ -110,6 +152,7 @@ LIVE_FRAMES = BPF_F_TEST_XDP_LIVE_FRAMES
 
 _ADVICE = {
     errno.EPERM: "run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
+    errno.EACCES: "run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
     errno.EBUSY: "another XDP program is attached; `ip link show` names it, `ip link set dev IF xdp off` removes it",
     errno.ENOMEM: "raise the memory limit (ulimit -l) of this process",
 }
@@ -134,14 +177,26 @@ cdef class BpfObject:
     cdef bpf_object* object
     cdef str path
 
-    def __init__(self, path):
+    def __init__(self, path, bytes constants=None):
+        """`constants`: the program's read-only variables, as the bytes of their section."""
+        cdef bpf_map* map = NULL
         self.path = os.fspath(path)
         glb_start_log()
         encoded = self.path.encode()
         self.object = bpf_object__open_file(encoded, NULL)
         if self.object == NULL:
             raise DeviceError(f"cannot read the eBPF object {self.path}; is the package built? (make setup)")
-        cdef int result = bpf_object__load(self.object)
+        cdef int result = 0
+        if constants is not None:
+            map = bpf_object__next_map(self.object, NULL)
+            while map != NULL and not (<bytes>bpf_map__name(map)).endswith(b".rodata"):
+                map = bpf_object__next_map(self.object, map)
+            if map == NULL:
+                raise DeviceError(f"{self.path} has no constants to set")
+            result = bpf_map__set_initial_value(map, <const char*>constants, len(constants))
+            if result < 0:
+                raise _failed(f"setting the constants of {self.path}", result)
+        result = bpf_object__load(self.object)
         if result < 0:
             bpf_object__close(self.object)
             self.object = NULL
@@ -201,12 +256,130 @@ def attached_xdp(int ifindex):
     return opts.prog_id, MODES.get(opts.attach_mode, "multi" if opts.attach_mode == XDP_ATTACHED_MULTI else "none")
 
 
+def pin(int fd, path):
+    """Keep a link alive beyond this process, under a name in a bpffs."""
+    cdef bytes encoded = os.fsencode(path)
+    cdef int result = bpf_obj_pin(fd, encoded)
+    if result < 0:
+        raise _failed(f"pinning {os.fspath(path)}", result)
+
+
+def open_pinned(path):
+    """File descriptor of what is pinned under a name, or None: there is nothing."""
+    cdef bytes encoded = os.fsencode(path)
+    cdef int fd = bpf_obj_get(encoded)
+    if fd == -errno.ENOENT:
+        return None
+    if fd < 0:
+        raise _failed(f"opening {os.fspath(path)}", fd)
+    return fd
+
+
+def replace_program(int link_fd, int program_fd):
+    """Put another program in a link's place; no frame passes without one of the two."""
+    glb_start_log()
+    cdef int result = bpf_link_update(link_fd, program_fd, NULL)
+    if result < 0:
+        raise _failed("replacing the XDP program", result)
+
+
+def link_ifindex(int link_fd):
+    """Interface that an XDP link is attached to; 0: to none any more."""
+    cdef bpf_link_info info
+    cdef uint32_t length = sizeof(info)
+    memset(&info, 0, sizeof(info))
+    cdef int result = bpf_obj_get_info_by_fd(link_fd, &info, &length)
+    if result < 0:
+        raise _failed("asking for a link's interface", result)
+    return info.xdp.ifindex
+
+
+def is_bpffs(path):
+    """Whether a folder lies in a BPF file system."""
+    cdef bytes encoded = os.fsencode(path)
+    return bool(glb_is_bpffs(encoded))
+
+
+def read_counts(int fd, uint32_t first, uint32_t n):
+    """[(packets, bytes)] of `n` entries of a per-CPU array of struct glb_count, summed over the CPUs."""
+    cdef int cpus = libbpf_num_possible_cpus()
+    values = memoryview(bytearray(16 * cpus)).cast("Q")
+    cdef uint64_t[::1] view = values
+    cdef uint32_t i
+    cdef int cpu
+    cdef uint64_t packets, n_bytes
+    result = []
+    for i in range(first, first + n):
+        packets = n_bytes = 0
+        if bpf_map_lookup_elem(fd, &i, &view[0]) == 0:
+            for cpu in range(cpus):
+                packets += view[2 * cpu]
+                n_bytes += view[2 * cpu + 1]
+        result.append((packets, n_bytes))
+    return result
+
+
+def zero_counts(int fd, uint32_t first, uint32_t n):
+    """Set `n` entries of a per-CPU array of struct glb_count to zero."""
+    cdef bytes zero = bytes(16 * libbpf_num_possible_cpus())
+    cdef const char* value = zero
+    cdef uint32_t i
+    cdef int result
+    for i in range(first, first + n):
+        result = bpf_map_update_elem(fd, &i, value, 0)
+        if result < 0:
+            raise _failed("zeroing counters", result)
+
+
 def create_array(str name, uint32_t value_bytes, uint32_t entries=1):
     """A new BPF array map with 4-byte keys: its file descriptor, which the caller closes."""
     cdef int fd = bpf_map_create(BPF_MAP_TYPE_ARRAY, name.encode(), 4, value_bytes, entries, NULL)
     if fd < 0:
         raise _failed(f"creating the map {name}", fd)
     return fd
+
+
+cdef class SharedArrays:
+    """BPF arrays of one entry each, their values one after the other in this process's memory. Raises DeviceError.
+
+    What is written at `address` is what programs read, at once. `fds` are the maps, in order; they close with this object.
+    `value_bytes` is a multiple of the page size if there is more than one.
+    """
+
+    cdef readonly size_t address
+    cdef readonly size_t n_bytes
+    cdef readonly list fds
+
+    def __init__(self, str name, size_t value_bytes, int n_maps=1):
+        cdef bpf_map_create_opts opts
+        cdef size_t page = os.sysconf("SC_PAGESIZE")
+        cdef size_t spacing = (value_bytes + page - 1) // page * page
+        cdef void* area
+        cdef int fd, i
+        self.fds = []
+        memset(&opts, 0, sizeof(opts))
+        opts.sz = sizeof(opts)
+        opts.map_flags = BPF_F_MMAPABLE
+        # Room for all of them first, so that they lie side by side.
+        area = mmap(NULL, spacing * n_maps, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        if area == MAP_FAILED:
+            raise MemoryError
+        self.address = <size_t>area
+        self.n_bytes = spacing * n_maps
+        for i in range(n_maps):
+            fd = bpf_map_create(BPF_MAP_TYPE_ARRAY, name.encode(), 4, value_bytes, 1, &opts)
+            if fd < 0:
+                raise _failed(f"creating the map {name}", fd)
+            self.fds.append(fd)
+            if mmap(<void*>(self.address + i * spacing), spacing, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd,
+                    0) == MAP_FAILED:
+                raise _failed(f"mapping {name} into memory", -errno.ENOMEM)
+
+    def __dealloc__(self):
+        if self.address:
+            munmap(<void*>self.address, self.n_bytes)
+        for fd in self.fds or ():
+            close(fd)  # not os.close: that module may be gone when the interpreter ends
 
 
 def update_map(int fd, bytes key not None, bytes value not None):

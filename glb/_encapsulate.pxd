@@ -4,11 +4,12 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from glb._fastpath cimport (
-    GLB_DROP_NO_BACKEND, GLB_DROP_NO_NEXT_HOP, GLB_DROP_TOO_BIG, GLB_FORWARD, HASH_DST_ADDR, HASH_DST_PORT,
-    HASH_SRC_ADDR, HASH_SRC_PORT, MAX_LIST, MESSAGE_BYTES, NEXT_HOP_KNOWN_BIT, NO_HOP, Backend, Counters, Packet, Plan,
-    Table,
+    GLB_CHUNK_ROWS, GLB_MAX_STRIDE,
+    GLB_DROP_NO_BACKEND, GLB_DROP_NO_NEXT_HOP, GLB_DROP_TOO_BIG, GLB_FORWARD, GLB_MAX_BACKENDS,
+    GLB_NEXT_HOP_KNOWN_BIT, GLB_NO_HOP, HASH_DST_ADDR, HASH_DST_PORT,
+    HASH_SRC_ADDR, HASH_SRC_PORT, MAX_LIST, MESSAGE_BYTES, Counters, Packet, Plan, Table, glb_backend,
 )
-from glb._siphash cimport siphash24
+from glb._siphash cimport siphash, siphash24
 from glb._wire cimport (
     GLB_ETH_P_IP, GLB_GUE_PORT, GLB_OUTER_TTL, GLB_PROTO_UDP, GLB_SOURCE_PORT_BASE, fold_checksum, store_be16,
 )
@@ -26,8 +27,14 @@ cdef inline uint64_t flow_hash(const Table* table, const Packet* packet, uint32_
     """SipHash-2-4 over the fields in their fixed order (docs/protocol/table.md, flow hash)."""
     cdef uint8_t message[MESSAGE_BYTES]
     cdef size_t length = 0
-    if fields == HASH_SRC_ADDR:
-        return siphash24(table.hash_key, packet.source, packet.address_bytes)
+    cdef unsigned long long words[2]
+    if fields == HASH_SRC_ADDR:  # the default, with its two lengths, is worth code of its own
+        if packet.address_bytes == 4:
+            words[0] = 0
+            memcpy(words, packet.source, 4)
+            return siphash(table.hash_key.k0, table.hash_key.k1, NULL, 0, words[0] | (<uint64_t>4 << 56))
+        memcpy(words, packet.source, 16)
+        return siphash(table.hash_key.k0, table.hash_key.k1, words, 2, <uint64_t>16 << 56)
     if fields & HASH_SRC_ADDR:
         memcpy(message, packet.source, packet.address_bytes)
         length = packet.address_bytes
@@ -46,7 +53,9 @@ cdef inline uint64_t flow_hash(const Table* table, const Packet* packet, uint32_
 # ---- row: hash -> hops ---------------------------------------------------------------------------------------------
 
 cdef inline const uint16_t* row_of(const Table* table, uint64_t hash) noexcept nogil:
-    return table.rows + (<uint32_t>hash & table.row_mask) * table.stride
+    cdef uint32_t row = <uint32_t>hash & table.row_mask
+    # Chunks are GLB_CHUNK_ROWS * GLB_MAX_STRIDE entries apart, of which a stride of 2 uses half.
+    return table.rows + <size_t>(row // GLB_CHUNK_ROWS) * (GLB_CHUNK_ROWS * GLB_MAX_STRIDE) + (row % GLB_CHUNK_ROWS) * table.stride
 
 
 cdef inline int list_hops(const Plan* plan, const Table* table, const Packet* packet, uint16_t* hops) noexcept nogil:
@@ -56,7 +65,7 @@ cdef inline int list_hops(const Plan* plan, const Table* table, const Packet* pa
     cdef uint32_t i
     cdef int k
     for i in range(table.stride):
-        if row[i] == NO_HOP:
+        if row[i] == GLB_NO_HOP:
             break
         hops[n] = row[i]
         n += 1
@@ -64,7 +73,7 @@ cdef inline int list_hops(const Plan* plan, const Table* table, const Packet* pa
         return n
     row = row_of(table, flow_hash(table, packet, plan.alt_hash_fields))
     for i in range(table.stride):
-        if row[i] == NO_HOP:
+        if row[i] == GLB_NO_HOP:
             break
         if not table.keep_duplicates:
             for k in range(n):
@@ -87,14 +96,14 @@ cdef inline uint8_t encapsulate(const Plan* plan, Packet* packet, Counters* coun
     cdef int n = list_hops(plan, table, packet, hops)
     if n == 0:
         return GLB_DROP_NO_BACKEND
-    cdef const Backend* primary = &table.backends[hops[0]]
+    cdef const glb_backend* primary = &table.backends[hops[0]]
     cdef uint32_t further = n - 1
     cdef uint32_t overhead = OVERHEAD_BYTES + 4 * further
     cdef uint32_t outer_length = overhead + packet.ip_length
     if outer_length > primary.mtu_bytes:
         return GLB_DROP_TOO_BIG
     cdef uint64_t next_hop = primary.next_hop
-    if not (next_hop >> NEXT_HOP_KNOWN_BIT) & 1:
+    if not (next_hop >> GLB_NEXT_HOP_KNOWN_BIT) & 1:
         return GLB_DROP_NO_NEXT_HOP
     cdef uint8_t* ip = packet.frame + FRONT_ETHERNET_BYTES - overhead
     cdef uint8_t* ethernet = ip - FRONT_ETHERNET_BYTES
@@ -128,7 +137,7 @@ cdef inline uint8_t encapsulate(const Plan* plan, Packet* packet, Counters* coun
         memcpy(ip + OVERHEAD_BYTES + 4 * i, table.backends[hops[1 + i]].address, 4)
     counters.tables[2 * packet.table] += 1
     counters.tables[2 * packet.table + 1] += packet.length
-    counters.backends[primary.counter] += 1
+    counters.backends[primary.counter & (GLB_MAX_BACKENDS - 1)] += 1
     packet.length += overhead
     packet.frame = ethernet
     return GLB_FORWARD

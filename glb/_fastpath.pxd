@@ -14,6 +14,14 @@ cdef extern from "glb_layout.h" nogil:
         GLB_MAX_LENGTHS
         GLB_NO_TABLE
         GLB_MAX_EXTENSION_HEADERS
+        GLB_MAX_TABLES
+        GLB_MAX_BACKENDS
+        GLB_CHUNK_ROWS
+        GLB_CHUNK_BYTES
+        GLB_MAX_STRIDE
+        GLB_BANK_CHUNKS
+        GLB_NO_HOP
+        GLB_NEXT_HOP_KNOWN_BIT
 
     enum:  # enum glb_verdict
         GLB_FORWARD
@@ -42,13 +50,43 @@ cdef extern from "glb_layout.h" nogil:
         uint32_t last
         uint32_t table
 
-    struct glb_binds:
+    struct glb_backend:
+        uint64_t next_hop
+        uint32_t mtu_bytes
+        uint32_t address_sum
+        uint8_t address[4]
+        uint32_t counter
+        uint32_t ifindex
+
+    struct glb_table:
+        uint64_t key0
+        uint64_t key1
+        uint32_t row_mask
+        uint32_t stride
+        uint32_t first_chunk
+        uint32_t first_backend
+        uint32_t n_backends
+        uint32_t keep_duplicates
+
+    struct glb_generation:
         uint64_t seed
         uint32_t forward_echo
         uint32_t n_prefixes
+        uint32_t n_tables
         uint8_t lengths[2][GLB_MAX_LENGTHS]
+        glb_table tables[GLB_MAX_TABLES]
+        glb_backend backends[GLB_MAX_BACKENDS]
         glb_prefix slots[GLB_PREFIX_SLOTS]
         glb_segment segments[GLB_MAX_SEGMENTS]
+
+    struct glb_options:
+        uint32_t accelerate
+        uint32_t hash_fields
+        uint32_t alt_hash_fields
+        uint32_t fixed_sum
+        uint32_t ifindex
+        uint8_t source_ip[4]
+        uint8_t source_mac[6]
 
     uint32_t glb_prefix_slot(uint64_t high, uint64_t low, uint32_t length, uint64_t seed)
 
@@ -56,10 +94,8 @@ cdef extern from "glb_layout.h" nogil:
 cdef enum:
     HEADROOM = 128        # free bytes wanted before each frame; the longest front is 74 bytes, 14 of them replace the frame's
     BATCH = 64            # packets that go through the stages together
-    NO_HOP = 0xffff       # unused entry of a row
     MAX_LIST = 8          # hops of a row and of its alternative row
     MESSAGE_BYTES = 40    # longest hash message is 36
-    NEXT_HOP_KNOWN_BIT = 48  # of Backend.next_hop
 
 
 cdef enum HashField:
@@ -69,18 +105,10 @@ cdef enum HashField:
     HASH_DST_PORT = 8
 
 
-cdef struct Backend:
-    uint64_t next_hop      # MAC address in memory order in the low 48 bits, bit 48 set when known; one aligned store changes it
-    uint32_t mtu_bytes     # of the path to it, for the tunnel packet's IP length
-    uint32_t address_sum   # the address as two 16-bit words, added: its share of the header checksum
-    uint8_t address[4]     # wire order
-    uint32_t counter       # index into Counters.backends
-
-
 cdef struct Table:
     SipKey hash_key
-    uint16_t* rows         # n_rows x stride backend indexes, NO_HOP where unused; owned
-    Backend* backends      # owned
+    uint16_t* rows         # n_rows x stride backend indexes, GLB_NO_HOP where unused; in Forwarding's memory of rows
+    glb_backend* backends  # in the generation
     uint32_t n_backends
     uint32_t row_mask      # n_rows - 1
     uint32_t stride        # entries a row takes: 2 or 4
@@ -95,7 +123,7 @@ cdef struct Counters:
 
 cdef struct Plan:
     Table* tables          # owned
-    glb_binds* binds       # owned
+    glb_generation* generation  # binds and backends, shared with the kernel; not owned
     uint32_t n_tables
     uint32_t n_backends    # of all tables together
     uint32_t hash_fields   # HashField bits
@@ -128,8 +156,11 @@ cdef class Forwarding:
     cdef Plan* plan
     cdef list _names       # per table: (name, (backend address, ...))
     cdef list _counters    # CounterBlock of every worker that used this plan
+    cdef readonly object generation_memory  # holds *plan.generation; has an `address`
+    cdef readonly object rows_memory        # holds the rows of all tables; has an `address`
+    cdef readonly int bank
     cpdef CounterBlock new_counters(self)
-    cdef _fill_tables(self, tables)
+    cdef _fill_tables(self, tables, memory)
     cdef _fill_binds(self, prefixes, bint forward_echo)
     cdef bint _place(self, list placed, uint64_t seed)
 

@@ -1,11 +1,17 @@
 from array import array
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
 
 from glb.table.binds import Prefix
 
 DROP_REASONS: Final[tuple[str, ...]]
 VERDICTS: Final[tuple[str, ...]]
+
+class Memory(Protocol):
+    """Zeroed memory; `address` is where it starts in this process."""
+
+    @property
+    def address(self) -> int: ...
 
 class CounterBlock:
     def __init__(self, owner: Forwarding) -> None: ...
@@ -21,10 +27,15 @@ class Forwarding:
         alt_hash_fields: int = 0,
         forward_echo: bool = True,
         source_mac: bytes | None = None,
+        memory: Callable[..., Memory] | None = None,
+        bank: int = 0,
     ) -> None: ...
-    def set_next_hop(self, address: bytes, mac: bytes | None, mtu_bytes: int = 0xFFFF) -> None: ...
-    @property
-    def binds_block(self) -> bytes: ...
+    bank: int
+    generation_memory: Any
+    rows_memory: Any
+    def set_next_hop(self, address: bytes, mac: bytes | None, mtu_bytes: int = 0xFFFF, ifindex: int = 0) -> None: ...
+    def options(self, *, accelerate: bool, ifindex: int) -> bytes: ...
+    def counter_index(self) -> list[tuple[str, str]]: ...
     def table_rows(self, table: int) -> bytes: ...
     def new_counters(self) -> CounterBlock: ...
     def counts(self) -> dict[str, dict[Any, Any]]: ...

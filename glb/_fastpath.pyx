@@ -10,7 +10,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
-from glb._encapsulate cimport encapsulate, flow_hash, row_of
+from glb._encapsulate cimport OVERHEAD_BYTES, encapsulate, flow_hash, row_of
 from glb._parse cimport ETHERNET_BYTES, IPV4_FAMILY, parse
 from glb._siphash cimport sip_key
 from glb._wire cimport GLB_OUTER_TTL, GLB_PROTO_UDP, sum_be16
@@ -18,19 +18,25 @@ from glb._wire cimport GLB_OUTER_TTL, GLB_PROTO_UDP, sum_be16
 from glb.errors import TableError
 
 
+cdef enum:
+    AHEAD = 8  # packets that a frame's header is fetched before it is parsed
+
+
 cdef extern from *:
     """
     #include <time.h>
     #define glb_prefetch(p) __builtin_prefetch(p)
-    static inline unsigned long long glb_now_ns(void)
+    #define glb_prefetch_write(p) __builtin_prefetch(p, 1)
+    static inline unsigned long long glb_thread_ns(void)
     {
         struct timespec now;
-        clock_gettime(CLOCK_MONOTONIC, &now);
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
         return now.tv_sec * 1000000000ULL + now.tv_nsec;
     }
     """
     void glb_prefetch(const void* p) nogil
-    uint64_t glb_now_ns() nogil
+    void glb_prefetch_write(const void* p) nogil
+    uint64_t glb_thread_ns() nogil
 
 
 DROP_REASONS = ("malformed", "truncated", "fragment", "too_big", "no_next_hop", "no_backend", "stale_bind")
@@ -47,6 +53,9 @@ cdef void run_batch(const Plan* plan, Counters* counters, Packet* packets, int n
     cdef const Table* table
     for i in range(n):
         packet = &packets[i]
+        if i + AHEAD < n:
+            glb_prefetch(packets[i + AHEAD].frame)
+        glb_prefetch_write(packet.frame - OVERHEAD_BYTES - 4)
         packet.verdict = parse(plan, packet)
     for i in range(n):
         packet = &packets[i]
@@ -62,6 +71,20 @@ cdef void run_batch(const Plan* plan, Counters* counters, Packet* packets, int n
 
 
 # ---- set-up --------------------------------------------------------------------------------------------------------
+
+cdef class PlainMemory:
+    """Zeroed memory of this process alone, where no kernel program reads along (replay, tests)."""
+
+    cdef readonly size_t address
+
+    def __cinit__(self, name, size_t n_bytes, int n=1):
+        self.address = <size_t>calloc(n, n_bytes)
+        if not self.address:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(<void*>self.address)
+
 
 cdef class CounterBlock:
     """What one worker counted while it forwarded by one Forwarding."""
@@ -88,9 +111,10 @@ cdef class Forwarding:
     """
 
     def __cinit__(self, tables, prefixes, *, bytes source_ip not None, uint32_t hash_fields=HASH_SRC_ADDR,
-                  uint32_t alt_hash_fields=0, bint forward_echo=True, source_mac=None):
+                  uint32_t alt_hash_fields=0, bint forward_echo=True, source_mac=None, memory=None, int bank=0):
         self._names = []
         self._counters = []
+        self.bank = bank
         self.plan = <Plan*>calloc(1, sizeof(Plan))
         if self.plan == NULL:
             raise MemoryError
@@ -106,69 +130,89 @@ cdef class Forwarding:
             memcpy(self.plan.source_mac, <const uint8_t*><bytes>source_mac, 6)
         self.plan.hash_fields = hash_fields
         self.plan.alt_hash_fields = alt_hash_fields
-        self._fill_tables(tables)
+        memory = memory or PlainMemory
+        self.generation_memory = memory("glb_generation", sizeof(glb_generation))
+        self.plan.generation = <glb_generation*><size_t>self.generation_memory.address
+        self._fill_tables(tables, memory)
         self._fill_binds(prefixes, forward_echo)
 
-    cdef _fill_tables(self, tables):
+    cdef _fill_tables(self, tables, memory):
         cdef Table* table
+        cdef glb_table* shared
+        cdef glb_backend* backend
         cdef const uint16_t[::1] rows
-        cdef uint32_t i, k, n_rows
+        cdef uint32_t i, k, n_rows, chunk = 0
+        cdef uint32_t n_chunks = sum(_chunks(len(rows) // stride) for _, _, rows, stride, _, _ in tables)
+        if len(tables) > GLB_MAX_TABLES:
+            raise TableError(f"{len(tables)} tables; at most {GLB_MAX_TABLES} are supported")
+        if n_chunks > GLB_BANK_CHUNKS:
+            raise TableError(f"the rows of all tables fill {n_chunks} chunks of {GLB_CHUNK_ROWS}; "
+                             f"at most {GLB_BANK_CHUNKS} are supported")
+        self.rows_memory = memory("glb_rows", GLB_CHUNK_BYTES, max(1, n_chunks))
         self.plan.tables = <Table*>calloc(max(1, len(tables)), sizeof(Table))
         if self.plan.tables == NULL:
             raise MemoryError
         for i, (name, hash_key, rows_buffer, stride, addresses, keep_duplicates) in enumerate(tables):
             rows = rows_buffer
             table = &self.plan.tables[i]
+            shared = &self.plan.generation.tables[i]
             n_rows = rows.shape[0] // stride
             if stride not in (2, 4) or n_rows * stride != rows.shape[0] or n_rows & (n_rows - 1) or not n_rows:
                 raise TableError(f"table {name}: rows must be a power of two of 2 or 4 entries each")
             for k in range(<uint32_t>rows.shape[0]):
-                if rows[k] != NO_HOP and rows[k] >= <uint32_t>len(addresses):
+                if rows[k] != GLB_NO_HOP and rows[k] >= <uint32_t>len(addresses):
                     raise TableError(f"table {name}: row {k // stride} names a backend that is not there")
+            if self.plan.n_backends + len(addresses) > GLB_MAX_BACKENDS:
+                raise TableError(f"more than {GLB_MAX_BACKENDS} backends in all tables together")
             table.hash_key = sip_key(<const uint8_t*><bytes>hash_key)
             table.row_mask = n_rows - 1
             table.stride = stride
             table.keep_duplicates = keep_duplicates
-            table.rows = <uint16_t*>malloc(rows.shape[0] * 2)
-            table.backends = <Backend*>calloc(max(1, len(addresses)), sizeof(Backend))
-            # Counted only once both are there: __dealloc__ frees n_tables of them.
-            self.plan.n_tables = i + 1
-            if table.rows == NULL or table.backends == NULL:
-                raise MemoryError
-            memcpy(table.rows, &rows[0], rows.shape[0] * 2)
             table.n_backends = len(addresses)
+            table.backends = &self.plan.generation.backends[self.plan.n_backends]
+            table.rows = <uint16_t*><size_t>(self.rows_memory.address + chunk * GLB_CHUNK_BYTES)
+            shared.key0 = table.hash_key.k0
+            shared.key1 = table.hash_key.k1
+            shared.row_mask = table.row_mask
+            shared.stride = stride
+            shared.first_chunk = self.bank * GLB_BANK_CHUNKS + chunk
+            shared.first_backend = self.plan.n_backends
+            shared.n_backends = table.n_backends
+            shared.keep_duplicates = keep_duplicates
+            _copy_rows(table.rows, &rows[0], n_rows, stride)
+            chunk += _chunks(n_rows)
             for k, address in enumerate(addresses):
-                memcpy(table.backends[k].address, <const uint8_t*><bytes>address, 4)
-                table.backends[k].address_sum = sum_be16(table.backends[k].address, 4, 0)
-                table.backends[k].mtu_bytes = 0xffff
-                table.backends[k].counter = self.plan.n_backends + k
+                backend = &table.backends[k]
+                memcpy(backend.address, <const uint8_t*><bytes>address, 4)
+                backend.address_sum = sum_be16(backend.address, 4, 0)
+                backend.mtu_bytes = 0xffff
+                backend.counter = self.bank * GLB_MAX_BACKENDS + self.plan.n_backends + k
             self.plan.n_backends += table.n_backends
+            self.plan.n_tables = i + 1
             self._names.append((name, tuple(addresses)))
+        self.plan.generation.n_tables = self.plan.n_tables
 
     cdef _fill_binds(self, prefixes, bint forward_echo):
-        cdef glb_binds* binds = <glb_binds*>calloc(1, sizeof(glb_binds))
+        cdef glb_generation* generation = self.plan.generation
         cdef uint32_t n_segments = 0
         cdef int family
-        self.plan.binds = binds
-        if binds == NULL:
-            raise MemoryError
         if len(prefixes) > GLB_MAX_PREFIXES:
             raise TableError(f"{len(prefixes)} distinct bind prefixes; at most {GLB_MAX_PREFIXES} are supported")
-        binds.forward_echo = forward_echo
-        binds.n_prefixes = len(prefixes)
+        generation.forward_echo = forward_echo
+        generation.n_prefixes = len(prefixes)
         for family in range(2):
             lengths = sorted({p.length for p in prefixes if _is_ipv4(p) == (family == IPV4_FAMILY)}, reverse=True)
             for i, length in enumerate([*lengths, 0xff]):
-                binds.lengths[family][i] = length
+                generation.lengths[family][i] = length
         placed = []
         for prefix in prefixes:
             placed.append((prefix, n_segments))
             if n_segments + len(prefix.segments) > GLB_MAX_SEGMENTS:
                 raise TableError(f"more than {GLB_MAX_SEGMENTS} port segments in all binds together")
             for segment in prefix.segments:
-                binds.segments[n_segments].first = segment.proto << 16 | segment.port_first
-                binds.segments[n_segments].last = segment.proto << 16 | segment.port_last
-                binds.segments[n_segments].table = segment.table
+                generation.segments[n_segments].first = segment.proto << 16 | segment.port_first
+                generation.segments[n_segments].last = segment.proto << 16 | segment.port_last
+                generation.segments[n_segments].table = segment.table
                 n_segments += 1
         for seed in range(1, 65):
             if self._place(placed, seed):
@@ -178,19 +222,19 @@ cdef class Forwarding:
 
     cdef bint _place(self, list placed, uint64_t seed):
         """Put each prefix into the first free slot of its probe sequence; False if one sequence gets too long."""
-        cdef glb_binds* binds = self.plan.binds
+        cdef glb_generation* generation = self.plan.generation
         cdef glb_prefix* slot
         cdef uint32_t at
         cdef int probe
         cdef uint64_t high, low
-        memset(binds.slots, 0, sizeof(binds.slots))
-        binds.seed = seed
+        memset(generation.slots, 0, sizeof(generation.slots))
+        generation.seed = seed
         for prefix, first_segment in placed:
             high = prefix.address >> 64
             low = prefix.address & 0xffffffffffffffff
             at = glb_prefix_slot(high, low, prefix.length, seed)
             for probe in range(GLB_MAX_PROBES):
-                slot = &binds.slots[(at + probe) & (GLB_PREFIX_SLOTS - 1)]
+                slot = &generation.slots[(at + probe) & (GLB_PREFIX_SLOTS - 1)]
                 if not slot.used:
                     break
             else:
@@ -207,21 +251,16 @@ cdef class Forwarding:
         return True
 
     def __dealloc__(self):
-        cdef uint32_t i
-        if self.plan == NULL:
-            return
-        if self.plan.tables != NULL:
-            for i in range(self.plan.n_tables):
-                free(self.plan.tables[i].rows)
-                free(self.plan.tables[i].backends)
-        free(self.plan.tables)
-        free(self.plan.binds)
-        free(self.plan)
+        if self.plan != NULL:
+            free(self.plan.tables)
+            free(self.plan)
 
     # -- next hops
 
-    def set_next_hop(self, bytes address not None, mac, uint32_t mtu_bytes=0xffff):
+    def set_next_hop(self, bytes address not None, mac, uint32_t mtu_bytes=0xffff, uint32_t ifindex=0):
         """Send what goes to the backend `address` (4 bytes) by way of `mac` (6 bytes; None: unknown, drop).
+
+        `ifindex`: the interface, for the kernel's program.
 
         Safe while workers forward: the MAC address changes in one store.
         """
@@ -231,26 +270,46 @@ cdef class Forwarding:
             raise ValueError("address is 4 bytes and mac 6")
         if mac is not None:
             memcpy(&next_hop, <const uint8_t*><bytes>mac, 6)
-            next_hop |= <uint64_t>1 << NEXT_HOP_KNOWN_BIT
+            next_hop |= <uint64_t>1 << GLB_NEXT_HOP_KNOWN_BIT
         for i in range(self.plan.n_tables):
             for k in range(self.plan.tables[i].n_backends):
                 if memcmp(self.plan.tables[i].backends[k].address, <const uint8_t*>address, 4) == 0:
                     self.plan.tables[i].backends[k].mtu_bytes = mtu_bytes
+                    self.plan.tables[i].backends[k].ifindex = ifindex
                     self.plan.tables[i].backends[k].next_hop = next_hop
 
     # -- reading back
 
-    @property
-    def binds_block(self):
-        """struct glb_binds as bytes: what the eBPF classifier gets."""
-        return (<const char*>self.plan.binds)[:sizeof(glb_binds)]
+    def options(self, *, bint accelerate, uint32_t ifindex):
+        """struct glb_options for the kernel's program, as bytes."""
+        cdef glb_options options
+        memset(&options, 0, sizeof(options))
+        options.accelerate = accelerate
+        options.hash_fields = self.plan.hash_fields
+        options.alt_hash_fields = self.plan.alt_hash_fields
+        options.fixed_sum = self.plan.fixed_sum
+        options.ifindex = ifindex
+        memcpy(options.source_ip, self.plan.source_ip, 4)
+        memcpy(options.source_mac, self.plan.source_mac, 6)
+        return (<const char*>&options)[:sizeof(options)]
 
     def table_rows(self, uint32_t table):
-        """Rows of one table as the packet path holds them: bytes of uint16, native order, shape (n_rows, stride)."""
+        """Rows of one table as they are forwarded by: bytes of uint16, native order, shape (n_rows, stride)."""
         if table >= self.plan.n_tables:
             raise IndexError(table)
         cdef Table* t = &self.plan.tables[table]
-        return (<const char*>t.rows)[:(t.row_mask + 1) * t.stride * 2]
+        cdef uint32_t n_rows = t.row_mask + 1
+        if n_rows <= GLB_CHUNK_ROWS:
+            return (<const char*>t.rows)[:n_rows * t.stride * 2]
+        cdef uint32_t chunk
+        parts = []
+        for chunk in range(n_rows // GLB_CHUNK_ROWS):
+            parts.append((<const char*>t.rows + <size_t>chunk * GLB_CHUNK_BYTES)[:GLB_CHUNK_ROWS * t.stride * 2])
+        return b"".join(parts)
+
+    def counter_index(self):
+        """[(table name, address text)] in the order of the kernel's counters in this forwarding's bank."""
+        return [(name, str(IPv4Address(address))) for name, addresses in self._names for address in addresses]
 
     cpdef CounterBlock new_counters(self):
         """Counters for one more worker; they count towards `counts()` from now on."""
@@ -319,7 +378,7 @@ cdef class Forwarding:
         return results
 
     def measure_ns(self, list frames not None, int rounds):
-        """Nanoseconds a frame takes through the packet path, frames of 2 KiB apart in memory (bench/).
+        """Nanoseconds of this thread's processor time that a frame takes through the packet path, frames of 2 KiB apart in memory (bench/).
 
         Writing back the Ethernet header that encapsulation overwrote is included (14 bytes a frame).
         """
@@ -340,7 +399,7 @@ cdef class Forwarding:
             memcpy(memory + i * spacing + HEADROOM, <const uint8_t*><bytes>frame, lengths[i])
             memcpy(headers + i * ETHERNET_BYTES, <const uint8_t*><bytes>frame, ETHERNET_BYTES)
         with nogil:
-            began = glb_now_ns()
+            began = glb_thread_ns()
             for r in range(rounds):
                 i = 0
                 while i + BATCH <= n:
@@ -350,10 +409,23 @@ cdef class Forwarding:
                         memcpy(packets[k].frame, headers + (i + k) * ETHERNET_BYTES, ETHERNET_BYTES)
                     run_batch(self.plan, &counters.counters, packets, BATCH)
                     i += BATCH
-            began = glb_now_ns() - began
+            began = glb_thread_ns() - began
         free(memory); free(headers); free(lengths)
         forwarded = counters.counters.verdicts[GLB_FORWARD]
-        return began / forwarded if forwarded else float("nan")
+        return <double>began / <double>forwarded if forwarded else float("nan")
+
+
+cdef void _copy_rows(uint16_t* target, const uint16_t* rows, uint32_t n_rows, uint32_t stride) noexcept nogil:
+    """Each chunk starts at a place of its own, whatever the stride."""
+    cdef uint32_t row = 0, n
+    while row < n_rows:
+        n = min(<uint32_t>GLB_CHUNK_ROWS, n_rows - row)
+        memcpy(target + <size_t>(row // GLB_CHUNK_ROWS) * (GLB_CHUNK_BYTES // 2), rows + <size_t>row * stride, n * stride * 2)
+        row += n
+
+
+def _chunks(n_rows):
+    return (n_rows + GLB_CHUNK_ROWS - 1) // GLB_CHUNK_ROWS
 
 
 def _is_ipv4(prefix):

@@ -9,7 +9,7 @@ from libc.string cimport memcpy, memset
 from glb._fastpath cimport (
     GLB_DROP_FRAGMENT, GLB_DROP_MALFORMED, GLB_DROP_TRUNCATED, GLB_FORWARD, GLB_HOST, GLB_MAX_EXTENSION_HEADERS,
     GLB_MAX_LENGTHS, GLB_MAX_PROBES, GLB_NO_TABLE, GLB_PREFIX_SLOTS, HASH_DST_PORT, HASH_SRC_PORT, Packet, Plan,
-    glb_binds, glb_prefix, glb_prefix_slot,
+    glb_generation, glb_prefix, glb_prefix_slot,
 )
 from glb._wire cimport (
     GLB_ETH_P_IP, GLB_ETH_P_IPV6, GLB_PROTO_ICMP, GLB_PROTO_ICMPV6, GLB_PROTO_IPIP, GLB_PROTO_IPV6, GLB_PROTO_TCP,
@@ -24,7 +24,7 @@ cdef enum:
     PORT_BYTES = 4
     ICMP_BYTES = 8
     FRAGMENT_OFFSET = 0x1fff
-    IPV4_FAMILY = 0         # index into glb_binds.lengths
+    IPV4_FAMILY = 0         # index into glb_generation.lengths
     IPV6_FAMILY = 1
     # IPv6 next headers that are walked past (RFC 8200 section 4)
     HOP_BY_HOP = 0
@@ -35,14 +35,14 @@ cdef enum:
 
 # ---- classify: address, protocol, port -> table --------------------------------------------------------------------
 
-cdef inline const glb_prefix* find_prefix(const glb_binds* binds, uint64_t high, uint64_t low, int family) noexcept nogil:
+cdef inline const glb_prefix* find_prefix(const glb_generation* generation, uint64_t high, uint64_t low, int family) noexcept nogil:
     """The longest bound prefix that holds an address, or NULL: the address is no VIP."""
     cdef const glb_prefix* slot
     cdef uint64_t masked_high, masked_low
     cdef uint32_t at, length
     cdef int i, probe
     for i in range(GLB_MAX_LENGTHS):
-        length = binds.lengths[family][i]
+        length = generation.lengths[family][i]
         if length == 0xff:
             return NULL
         if length > 64:
@@ -51,9 +51,9 @@ cdef inline const glb_prefix* find_prefix(const glb_binds* binds, uint64_t high,
         else:
             masked_high = high & (<uint64_t>0xffffffffffffffff << (64 - length)) if length else 0
             masked_low = 0
-        at = glb_prefix_slot(masked_high, masked_low, length, binds.seed)
+        at = glb_prefix_slot(masked_high, masked_low, length, generation.seed)
         for probe in range(GLB_MAX_PROBES):
-            slot = &binds.slots[(at + probe) & (GLB_PREFIX_SLOTS - 1)]
+            slot = &generation.slots[(at + probe) & (GLB_PREFIX_SLOTS - 1)]
             if not slot.used:
                 break
             if slot.low == masked_low and slot.high == masked_high and slot.length == length:
@@ -61,19 +61,19 @@ cdef inline const glb_prefix* find_prefix(const glb_binds* binds, uint64_t high,
     return NULL
 
 
-cdef inline const glb_prefix* find_ipv4(const glb_binds* binds, const uint8_t* address) noexcept nogil:
-    return find_prefix(binds, 0, (<uint64_t>0xffff << 32) | load_be32(address), IPV4_FAMILY)
+cdef inline const glb_prefix* find_ipv4(const glb_generation* generation, const uint8_t* address) noexcept nogil:
+    return find_prefix(generation, 0, (<uint64_t>0xffff << 32) | load_be32(address), IPV4_FAMILY)
 
 
-cdef inline const glb_prefix* find_ipv6(const glb_binds* binds, const uint8_t* address) noexcept nogil:
+cdef inline const glb_prefix* find_ipv6(const glb_generation* generation, const uint8_t* address) noexcept nogil:
     cdef uint64_t high = (<uint64_t>load_be32(address) << 32) | load_be32(address + 4)
     cdef uint64_t low = (<uint64_t>load_be32(address + 8) << 32) | load_be32(address + 12)
     if high == 0 and low >> 32 == 0xffff:  # IPv4-mapped: in the bind table these are the IPv4 prefixes
         return NULL
-    return find_prefix(binds, high, low, IPV6_FAMILY)
+    return find_prefix(generation, high, low, IPV6_FAMILY)
 
 
-cdef inline uint32_t find_table(const glb_binds* binds, const glb_prefix* prefix, uint32_t protocol, uint32_t port) noexcept nogil:
+cdef inline uint32_t find_table(const glb_generation* generation, const glb_prefix* prefix, uint32_t protocol, uint32_t port) noexcept nogil:
     """Table of a protocol and port (host order) at a VIP, or GLB_NO_TABLE."""
     cdef uint32_t key = (protocol << 16) | port
     cdef uint32_t low = prefix.first_segment
@@ -81,12 +81,12 @@ cdef inline uint32_t find_table(const glb_binds* binds, const glb_prefix* prefix
     cdef uint32_t middle
     while low < high:
         middle = (low + high) >> 1
-        if binds.segments[middle].last < key:
+        if generation.segments[middle].last < key:
             low = middle + 1
         else:
             high = middle
-    if low < prefix.first_segment + prefix.n_segments and binds.segments[low].first <= key:
-        return binds.segments[low].table
+    if low < prefix.first_segment + prefix.n_segments and generation.segments[low].first <= key:
+        return generation.segments[low].table
     return GLB_NO_TABLE
 
 
@@ -114,7 +114,7 @@ cdef inline uint8_t parse_ipv4(const Plan* plan, Packet* packet, Cursor cursor) 
     cdef const uint8_t* header = take(&cursor, IPV4_BYTES)
     if header == NULL:
         return GLB_HOST
-    cdef const glb_prefix* prefix = find_ipv4(plan.binds, header + 16)
+    cdef const glb_prefix* prefix = find_ipv4(plan.generation, header + 16)
     if prefix == NULL:
         return GLB_HOST
     # From here on the packet is for a VIP: what is wrong with it is counted.
@@ -145,7 +145,7 @@ cdef inline uint8_t parse_ipv6(const Plan* plan, Packet* packet, Cursor cursor) 
     cdef const uint8_t* extension
     if header == NULL:
         return GLB_HOST
-    cdef const glb_prefix* prefix = find_ipv6(plan.binds, header + 24)
+    cdef const glb_prefix* prefix = find_ipv6(plan.generation, header + 24)
     if prefix == NULL:
         return GLB_HOST
     cdef size_t total = load_be16(header + 4) + IPV6_BYTES
@@ -206,7 +206,7 @@ cdef inline uint8_t parse_ports(
     cdef const uint8_t* ports = take(&cursor, PORT_BYTES)
     if ports == NULL:
         return GLB_DROP_TRUNCATED
-    cdef uint32_t table = find_table(plan.binds, prefix, protocol, load_be16(ports + 2))
+    cdef uint32_t table = find_table(plan.generation, prefix, protocol, load_be16(ports + 2))
     if table == GLB_NO_TABLE:
         return GLB_HOST
     memcpy(packet.ports, ports, PORT_BYTES)
@@ -233,7 +233,7 @@ cdef inline uint8_t classify_later_fragment(
 
 
 cdef inline uint8_t classify_echo(const Plan* plan, Packet* packet, const glb_prefix* prefix) noexcept nogil:
-    if not plan.binds.forward_echo:
+    if not plan.generation.forward_echo:
         return GLB_HOST
     packet.table = prefix.echo_table
     memset(packet.ports, 0, PORT_BYTES)
@@ -263,7 +263,7 @@ cdef inline uint8_t parse_icmpv4(const Plan* plan, Packet* packet, const glb_pre
     if quoted_bytes > <size_t>(cursor.end - start):
         return GLB_DROP_TRUNCATED
     cursor.at = start + quoted_bytes
-    prefix = find_ipv4(plan.binds, quoted + 12)
+    prefix = find_ipv4(plan.generation, quoted + 12)
     if load_be16(quoted + 6) & FRAGMENT_OFFSET:
         prefix = NULL  # quotes no ports: cannot be followed
     packet.source = quoted + 16
@@ -294,7 +294,7 @@ cdef inline uint8_t parse_icmpv6(const Plan* plan, Packet* packet, const glb_pre
     cdef uint8_t verdict = walk_extensions(&cursor, &protocol, &later_fragment)
     if verdict != GLB_FORWARD:
         return verdict
-    prefix = find_ipv6(plan.binds, quoted + 8)
+    prefix = find_ipv6(plan.generation, quoted + 8)
     if later_fragment:
         prefix = NULL  # quotes no ports: cannot be followed
     packet.source = quoted + 24
@@ -311,7 +311,7 @@ cdef inline uint8_t classify_quoted(
     cdef const uint8_t* ports = take(&cursor, PORT_BYTES)
     if ports == NULL:
         return GLB_DROP_TRUNCATED
-    cdef uint32_t table = find_table(plan.binds, prefix, protocol, load_be16(ports))
+    cdef uint32_t table = find_table(plan.generation, prefix, protocol, load_be16(ports))
     if table == GLB_NO_TABLE:
         return GLB_HOST
     memcpy(packet.ports, ports + 2, 2)

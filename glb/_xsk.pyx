@@ -133,6 +133,7 @@ cdef extern from *:
     void* glb_map_memory(size_t bytes) nogil
     void glb_raise_budget(int fd, int packets) nogil
     int munmap(void* area, size_t bytes) nogil
+    int close(int fd) nogil
     int getsockopt(int fd, int level, int name, void* value, uint32_t* length) nogil
 
 
@@ -142,6 +143,8 @@ cdef enum:
     RING_ENTRIES = 4096   # fill, receive and completion ring
     KICKS = 8             # sendto calls a batch at most; what is left goes with the next
     POLL_MS = 100
+    BUSY_RETRIES = 100
+    BUSY_RETRY_MS = 20
 
 
 cdef struct Generation:
@@ -203,7 +206,13 @@ cdef class Worker:
         config.tx_size = N_CHUNKS
         config.libxdp_flags = XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD
         config.bind_flags = XDP_USE_NEED_WAKEUP
-        result = xsk_socket__create(&self.socket, interface.encode(), queue, self.umem, &self.rx, &self.tx, &config)
+        # The kernel gives the queue of a process that died back a moment later.
+        for _ in range(BUSY_RETRIES):
+            result = xsk_socket__create(&self.socket, interface.encode(), queue, self.umem, &self.rx, &self.tx, &config)
+            if result != -EBUSY:
+                break
+            with nogil:
+                glb_wait(-1, -1, BUSY_RETRY_MS)
         if result < 0:
             self.socket = NULL
             raise _failed(f"AF_XDP socket on queue {queue} of {interface}", result)
@@ -379,7 +388,7 @@ cdef class Worker:
         if self.area != NULL:
             munmap(self.area, <size_t>N_CHUNKS * CHUNK_BYTES)
         if self.event >= 0:
-            os.close(self.event)
+            close(self.event)  # not os.close: that module may be gone when the interpreter ends
         free(self.generation)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import logging
 import os
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
@@ -57,8 +57,7 @@ async def serve(app: web.Application, admin: str) -> web.AppRunner:
     site: web.BaseSite
     if admin.startswith("unix:"):
         path = admin.removeprefix("unix:")
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+        _remove_dead_socket(path)
         site = web.UnixSite(runner, path)
     else:
         host, _, port = admin.rpartition(":")
@@ -72,6 +71,17 @@ async def serve(app: web.Application, admin: str) -> web.AppRunner:
         await runner.cleanup()
         raise DeviceError(f"admin = {admin}: {os.strerror(error.errno or 0)}; is another one running?") from error
     return runner
+
+
+def _remove_dead_socket(path: str) -> None:
+    """Make way, unless somebody listens there: binding will then say so."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        except OSError:
+            return
 
 
 def is_loopback(host: str) -> bool:

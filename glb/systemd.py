@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
+
+log = logging.getLogger(__name__)
 
 
 def notify(*assignments: str) -> None:
@@ -15,7 +18,10 @@ def notify(*assignments: str) -> None:
     if address.startswith("@"):
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        sender.sendto("\n".join(assignments).encode(), address)
+        try:
+            sender.sendto("\n".join(assignments).encode(), address)
+        except OSError as error:  # a service manager that is not listening is no reason to stop
+            log.warning("NOTIFY_SOCKET %s: %s", address, error.strerror)
 
 
 def notify_reloading() -> None:

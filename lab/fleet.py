@@ -12,6 +12,7 @@ from pathlib import Path
 from lab import bird, plan
 from lab.errors import LabError
 from lab.program import Program, until
+from lab.reaper import PIN_ROOT
 from lab.site import BIN, Lab
 
 TABLE = "web"
@@ -30,7 +31,7 @@ class Fleet:
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
         self.engine = os.environ.get("ENGINE") or "auto"
-        self.datapath = os.environ.get("DATAPATH") or "auto"
+        self.datapath = os.environ.get("DATAPATH") or "xdp"
         hops = os.environ.get("HOPS") or DEFAULT_HOPS
         self.hops: int | str = int(hops) if hops.isdecimal() else hops
         self.tables = tables_of(lab.home)
@@ -45,7 +46,7 @@ class Fleet:
         for director in plan.DIRECTORS:
             self.lab.start_bird(director.name, bird.director_config(director))
             path = self.lab.directory(director.name) / "director.toml"
-            path.write_text(director_config(director, self.datapath, self.tables))
+            path.write_text(director_config(director, self.datapath, self.tables, PIN_ROOT / self.lab.prefix))
             argv = [str(BIN / "glb-director"), "run", "--config", str(path)]
             self.directors[director.name] = self.lab.program(director.name, "glb-director", argv).start()
         for proxy in plan.PROXIES:
@@ -189,13 +190,14 @@ def glbctl_environment(home: Path) -> dict[str, str]:
     return {"GLB_STORE": str(tables_of(home)), **urls}
 
 
-def director_config(director: plan.Host, datapath: str, tables: Path) -> str:
+def director_config(director: plan.Host, datapath: str, tables: Path, pins: Path) -> str:
     return f"""\
 interface = "eth0"
 datapath = "{datapath}"
 table = "{tables}"
 outbound_src_ip = "{director.v4}"
 announce_device = "{bird.ANNOUNCE_DEVICE}"
+pin_dir = "{pins}"
 admin = "{director.v4}:{plan.DIRECTOR_ADMIN_PORT}"
 
 [hash_fields]

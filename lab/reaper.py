@@ -20,6 +20,7 @@ from pyroute2 import netns
 
 from lab.network import NETNS_DIR
 
+PIN_ROOT = Path("/sys/fs/bpf/glb-lab")  # below it a folder for each lab
 KEEP_NOTHING = b"all went well\n"  # written to the pipe: the logs may go too
 _KILL_DEADLINE_S = 5.0
 
@@ -62,6 +63,8 @@ def sweep(record: Path) -> None:
         if (NETNS_DIR / namespace).exists():
             with suppress(OSError):
                 netns.remove(namespace)
+    # The directors' programs went with their interfaces; the names they were pinned by did not.
+    shutil.rmtree(PIN_ROOT / record.parent.name, ignore_errors=True)
     record.unlink()
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
-from glb import admin
+from glb import admin, systemd
 from glb.errors import ConfigError, DeviceError, GlbError, Problem
 from proxy_agent import config as config_file
 from proxy_agent import netfilter, tun, vips
@@ -27,7 +27,6 @@ from proxy_agent.config import AgentConfig
 from proxy_agent.decide import REASONS, Action
 from proxy_agent.flows import flows_by_vip
 from proxy_agent.metrics import Reading, queue_state
-from proxy_agent.notify import notify
 from proxy_agent.warden import Warden, undo_engine
 
 log = logging.getLogger("glb-proxy-agent")
@@ -97,14 +96,14 @@ class Agent:
         self._announce()
         async with contextlib.AsyncExitStack() as stack:
             await self._set_up(stack)
-            notify("READY=1")
+            systemd.notify("READY=1")
             log.info(
                 "ready: %s packets on %s port %d", self._config.engine, self._config.interface, self._config.gue_port
             )
             try:
                 await self._stop
             finally:
-                notify("STOPPING=1")
+                systemd.notify("STOPPING=1")
                 log.info("stopping")
         log.info("stopped; VIPs stay on lo until `glb-proxy-agent detach`")
 
@@ -267,7 +266,7 @@ class Agent:
     async def _reload(self) -> None:
         """Read the file again: new VIPs and sources from now on, or the old ones and an error in the log."""
         async with self._reloading:
-            notify("RELOADING=1")
+            systemd.notify_reloading()
             try:
                 new = await asyncio.to_thread(config_file.load, self._path)
                 self._refuse_other_changes(new)
@@ -284,7 +283,7 @@ class Agent:
                 log.info("reloaded: %d VIPs", len(new.vips))
                 for warning in new.warnings():
                     log.warning("%s", warning)
-            notify("READY=1")
+            systemd.notify("READY=1")
 
     def _refuse_other_changes(self, new: AgentConfig) -> None:
         names = [f.name for f in fields(AgentConfig) if f.name not in (*RELOADABLE, "engine_chosen")]

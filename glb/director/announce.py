@@ -7,6 +7,7 @@ No address and no kernel route is put on it: packets for a VIP never reach it.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import struct
@@ -36,10 +37,7 @@ class AnnounceDevice:
             hint = "; is another director running?" if error.errno == 16 else ""
             raise DeviceError(f"announce_device {name}: {error.strerror}{hint}") from error
         # The kernel's own chatter (router solicitations) would only fill its queue.
-        sysctl = f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6"
-        if os.path.exists(f"/proc/sys/net/ipv6/conf/{name}/addr_gen_mode"):
-            sysctl = f"/proc/sys/net/ipv6/conf/{name}/addr_gen_mode"
-        with open(sysctl, "w") as file:
+        with contextlib.suppress(FileNotFoundError), open(f"/proc/sys/net/ipv6/conf/{name}/addr_gen_mode", "w") as file:
             file.write("1")
 
     async def up(self) -> None:

@@ -51,6 +51,26 @@ async def _run(director: type, config: Config, path: str) -> None:
 
 @cli.command()
 @click.option("--config", "path", required=True, type=click.Path(), help="director.toml, or GLB's director.conf")
+def detach(path: str) -> None:
+    """Remove the XDP program that a director left on the interface, so that forwarding ends.
+
+    Example: glb-director detach --config /etc/glb/director.toml
+    """
+    from glb.director import pin
+    from glb.director.interface import read_interface
+
+    config = load_config(path)
+    if config.interface is None:
+        raise click.UsageError("the configuration names no interface")
+    interface = asyncio.run(read_interface(config.interface))
+    if config.pin_dir and pin.remove(Path(config.pin_dir), interface):
+        click.echo(f"glb-director: detached from {interface.name}")
+    else:
+        click.echo(f"glb-director: nothing of a director is on {interface.name}")
+
+
+@cli.command()
+@click.option("--config", "path", required=True, type=click.Path(), help="director.toml, or GLB's director.conf")
 @click.option("--table", "table", type=click.Path(), help="forwarding table; the configuration's where left out")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))
@@ -76,7 +96,7 @@ def main() -> None:
     try:
         cli(standalone_mode=True)
     except GlbError as error:
-        click.echo(f"glb-director: {error}", err=True)
+        click.echo("\n".join(f"glb-director: {line}" for line in str(error).splitlines()), err=True)
         sys.exit(error.exit_code)
 
 

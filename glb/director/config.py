@@ -9,7 +9,7 @@ from typing import Literal
 from glb.table.document import Format, decode
 from glb.table.fields import Fields, shown
 
-Datapath = Literal["auto", "cython"]
+Datapath = Literal["auto", "xdp", "cython"]
 
 # name in the file -> bit of glb._fastpath's HashField
 HASH_FIELDS = {"src_addr": 1, "dst_addr": 2, "src_port": 4, "dst_port": 8}
@@ -27,6 +27,7 @@ _KEYS = (
     "forward_icmp_ping_responses",
     "admin",
     "announce_device",
+    "pin_dir",
 )
 # GLB's director.conf: DPDK's cores, queues and devices, which this director has no use for.
 _GLB_ONLY_KEYS = (
@@ -39,6 +40,7 @@ _GLB_ONLY_KEYS = (
     "statsd_server",
     "statsd_port",
 )
+DEFAULT_PIN_DIR = "/sys/fs/bpf/glb-director"
 DEFAULT_ADMIN = "127.0.0.1:9523"
 
 
@@ -57,6 +59,7 @@ class Config:
     forward_icmp_ping_responses: bool = True
     admin: str = DEFAULT_ADMIN  # host:port, or unix:/path
     announce_device: str | None = None
+    pin_dir: str | None = DEFAULT_PIN_DIR  # in a BPF file system; None: the program goes with the process
     warnings: tuple[str, ...] = ()
 
 
@@ -81,6 +84,7 @@ def parse_config(text: str | bytes, *, source: str, format: Format = "toml") -> 
         forward_icmp_ping_responses=_boolean(given, "forward_icmp_ping_responses", fields, True),
         admin=_admin(given, fields),
         announce_device=_device_name(given, "announce_device", fields),
+        pin_dir=_pin_dir(given, fields),
         warnings=tuple(warnings),
     )
     fields.finish()
@@ -104,11 +108,8 @@ def _device_name(given: dict[str, object], key: str, fields: Fields) -> str | No
 
 
 def _datapath(given: dict[str, object], fields: Fields) -> Datapath:
-    word = given.get("datapath", "auto")
-    if word == "xdp":
-        fields.problem("$.datapath", 'is "xdp"; the in-kernel datapath is not in this version: use "auto" or "cython"')
-        return "auto"
-    return "cython" if fields.word(word, "$.datapath", ("auto", "cython")) == "cython" else "auto"
+    word = fields.word(given.get("datapath", "auto"), "$.datapath", ("auto", "xdp", "cython"))
+    return "xdp" if word == "xdp" else "cython" if word == "cython" else "auto"
 
 
 def _source_ip(given: dict[str, object], fields: Fields) -> IPv4Address | None:
@@ -163,6 +164,14 @@ def _boolean(given: dict[str, object], key: str, fields: Fields, default: bool) 
         fields.problem(f"$.{key}", f"is {shown(value)}; must be true or false")
         return default
     return value
+
+
+def _pin_dir(given: dict[str, object], fields: Fields) -> str | None:
+    """The key may be "", for not to pin."""
+    text = fields.text(given.get("pin_dir", DEFAULT_PIN_DIR), "$.pin_dir")
+    if text and not text.startswith("/"):
+        fields.problem("$.pin_dir", f"is {shown(text)}; must be an absolute path in a BPF file system, or empty")
+    return text or None
 
 
 def _admin(given: dict[str, object], fields: Fields) -> str:

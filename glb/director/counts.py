@@ -17,6 +17,7 @@ class Counts:
     table_bytes: Counter[str] = field(default_factory=Counter)  # table name -> bytes received of those
     backends: Counter[tuple[str, str]] = field(default_factory=Counter)  # (table name, address) -> frames as primary
     lost: Counter[str] = field(default_factory=Counter)
+    accelerated: int = 0  # of the frames forwarded, those that the kernel's program encapsulated
 
     def add(self, counted: Mapping[str, Mapping[Any, Any]]) -> None:
         """Add what glb._fastpath.Forwarding.counts returned. (Counter.update adds, and keeps zeros.)"""
@@ -25,6 +26,14 @@ class Counts:
         self.table_bytes.update({name: n_bytes for name, (_, n_bytes) in counted["tables"].items()})
         self.backends.update(counted["backends"])
 
+    def add_kernel(self, index: list[tuple[str, str]], counted: list[tuple[int, int]]) -> None:
+        """Add what the kernel's program counted: (packets, bytes) per (table name, backend address)."""
+        for (table, backend), (packets, n_bytes) in zip(index, counted, strict=True):
+            self.backends[table, backend] += packets
+            self.table_frames[table] += packets
+            self.table_bytes[table] += n_bytes
+            self.accelerated += packets
+
     def copy(self) -> Counts:
         return Counts(
             Counter(self.verdicts),
@@ -32,4 +41,5 @@ class Counts:
             Counter(self.table_bytes),
             Counter(self.backends),
             Counter(self.lost),
+            self.accelerated,
         )

@@ -10,8 +10,11 @@ import signal
 import time
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from pathlib import Path
 
 from glb import admin, systemd
+from glb._bpf import SharedArrays
+from glb.director import pin
 from glb.director.announce import AnnounceDevice
 from glb.director.config import Config
 from glb.director.counts import Counts
@@ -65,6 +68,7 @@ class Director:
         self.interface: Interface
         self._datapath: Datapath
         self._published: Published
+        self._prepared: Published | None = None  # to be published; follows next hops already
         self._digests: list[str]
         self._next_hops: NextHops
 
@@ -79,6 +83,7 @@ class Director:
         loop.add_signal_handler(signal.SIGHUP, reload.set)
         assert self._config.interface is not None
         self.interface = await read_interface(self._config.interface)
+        self._datapath = self._make_datapath()
         self._published = self._load()
         self._digests = self._published.digests()
         self._next_hops = NextHops(self.interface, self._config.outbound_gateway_mac, self._set_next_hop)
@@ -88,7 +93,6 @@ class Director:
             if self._config.announce_device is not None:
                 announce = AnnounceDevice(self._config.announce_device)
                 stack.callback(announce.close)
-            self._datapath = Datapath(self.interface)
             stack.callback(self._datapath.close)
             app = admin.make_app("glb-director", self._pages())
             runner = await admin.serve(app, self._config.admin)
@@ -104,8 +108,9 @@ class Director:
             if announce is not None:
                 await announce.up()
             log.info(
-                "forwarding on %s (%s XDP, %s, %d queue(s)); admin at %s",
+                "forwarding on %s (%s, %s XDP, %s, %d queue(s)); admin at %s",
                 self.interface.name,
+                self.engine,
                 self.xdp_mode,
                 "zero-copy" if self._datapath.zero_copy else "copy mode",
                 self.interface.rx_queues,
@@ -124,6 +129,19 @@ class Director:
                 await asyncio.sleep(_WITHDRAW_S)
         log.info("stopped")
 
+    def _make_datapath(self) -> Datapath:
+        accelerate = self._config.datapath == "xdp"
+        if self._config.datapath == "auto":
+            # A veth delivers what XDP sends only if its other end has GRO on or an XDP program: out of our sight.
+            accelerate = self.interface.kind != "veth"
+            if not accelerate:
+                log.info('%s is a veth: not accelerated; see datapath = "xdp"', self.interface.name)
+        pin_dir = Path(self._config.pin_dir) if self._config.pin_dir else None
+        if pin_dir is not None and not pin.usable(pin_dir):
+            log.warning("the XDP program will not outlive this process")
+            pin_dir = None
+        return Datapath(self.interface, accelerate=accelerate, pin_dir=pin_dir)
+
     # -- tables
 
     def _load(self) -> Published:
@@ -137,7 +155,14 @@ class Director:
             raise GlbError(f"interface {self.interface.name} has no IPv4 address; set outbound_src_ip")
         source_mac = self._config.outbound_src_mac or self.interface.mac
         published = compile_forwarding(
-            tables, rows, self._config, version=snapshot.version, source_ip=source_ip, source_mac=source_mac
+            tables,
+            rows,
+            self._config,
+            version=snapshot.version,
+            source_ip=source_ip,
+            source_mac=source_mac,
+            memory=SharedArrays,
+            bank=self._datapath.next_bank,
         )
         now = time.time()
         self.last_reload = Reload(True, None, now, now, self.last_reload.failures, time.monotonic() - began)
@@ -149,17 +174,19 @@ class Director:
             systemd.notify_reloading()
             try:
                 published = await asyncio.to_thread(self._load)
+                self._prepared = published
+                await self._next_hops.set_backends(published.backends())
+                await asyncio.to_thread(self._datapath.publish, published.forwarding)
             except GlbError as error:
+                self._prepared = None
                 failures = self.last_reload.failures + 1
                 good_at, took_s = self.last_reload.good_at, self.last_reload.took_s
                 self.last_reload = Reload(False, str(error), time.time(), good_at, failures, took_s)
                 log.error("the new tables are refused, the old ones stay in force:\n%s", error)
                 systemd.notify("READY=1", "STATUS=the last table file was refused")
                 return
-            self._published = published
-            await self._next_hops.set_backends(published.backends())
-            await asyncio.to_thread(self._datapath.publish, published.forwarding)
-            self._digests = await asyncio.to_thread(published.digests)
+            digests = await asyncio.to_thread(published.digests)
+            self._published, self._digests, self._prepared = published, digests, None
             names = [table.name for table in published.tables.tables]
             log.info("published: %s", ", ".join(f"{n} {d[:12]}" for n, d in zip(names, self._digests, strict=True)))
             systemd.notify("READY=1", "STATUS=forwarding")
@@ -175,9 +202,16 @@ class Director:
             changed.set()
 
     def _set_next_hop(self, address: IPv4Address, hop: NextHop) -> None:
-        self._published.forwarding.set_next_hop(address.packed, hop.mac, hop.mtu_bytes)
+        for published in (self._published, self._prepared):
+            if published is not None:
+                published.forwarding.set_next_hop(address.packed, hop.mac, hop.mtu_bytes, self.interface.index)
 
     # -- answers
+
+    @property
+    def engine(self) -> str:
+        """Which of the two encapsulates the common packets."""
+        return "accelerated" if self._datapath.accelerate else "cython"
 
     @property
     def xdp_mode(self) -> str:
@@ -209,6 +243,8 @@ class Director:
             version=__version__,
             pid=os.getpid(),
             interface=self.interface.name,
+            engine=self.engine,
+            accelerated_packets=counts.accelerated,
             xdp_mode=self.xdp_mode,
             zero_copy=self._datapath.zero_copy,
             table_source=str(self._store.path),

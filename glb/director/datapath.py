@@ -1,4 +1,8 @@
-"""The live datapath: the XDP classifier on the interface, one AF_XDP worker per receive queue, and their counters."""
+"""The live datapath: the XDP program on the interface, one AF_XDP worker per receive queue, and their counters.
+
+The program is attached by a link that is pinned in a BPF file system: it, its maps and the accelerated traffic outlive
+this process, and the next one puts its own program in its place without a gap.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from pathlib import Path
 from glb import _bpf
 from glb._fastpath import Forwarding
 from glb._xsk import Worker
+from glb.director import pin
 from glb.director.counts import Counts
 from glb.director.interface import Interface
 from glb.errors import DeviceError
@@ -19,58 +24,79 @@ log = logging.getLogger(__name__)
 
 _FIRST = (0).to_bytes(4, "little")
 _COUNT_NO_SOCKET = 1  # enum counter of bpf/director.bpf.c
+_BANK_CHUNKS = 512  # GLB_BANK_CHUNKS of bpf/glb_layout.h
+_MAX_BACKENDS = 16384  # GLB_MAX_BACKENDS
 
 
 class Datapath:
-    """Attached and forwarding from `start` to `close`. Raises DeviceError."""
+    """Forwards from `start` on; `close` ends the workers, and the program stays if it could be pinned. DeviceError."""
 
-    def __init__(self, interface: Interface) -> None:
+    def __init__(self, interface: Interface, *, accelerate: bool, pin_dir: Path | None) -> None:
         self._interface = interface
-        self._object = _bpf.BpfObject(_object_path("director.bpf.o"))
+        self.accelerate = accelerate
+        self._pin_dir = pin_dir
+        self._object: _bpf.BpfObject | None = None
         self._link: int | None = None
         self._threads: list[threading.Thread] = []
         self._current: Forwarding | None = None
-        self._retired = Counts()
-        try:
-            self._workers = [Worker(interface.name, queue) for queue in range(interface.rx_queues)]
-        except DeviceError:
-            self._object.close()
-            raise
+        # What was counted before the current generation, and that generation: replaced together, read together.
+        self._counted: tuple[Counts, Forwarding | None] = (Counts(), None)
+        self._workers = [Worker(interface.name, queue) for queue in range(interface.rx_queues)]
+
+    @property
+    def next_bank(self) -> int:
+        """Which half of the kernel's slots the next Forwarding has to take."""
+        return 0 if self._current is None else 1 - self._current.bank
 
     def start(self, forwarding: Forwarding) -> None:
         """Forward by `forwarding` from now on: the first packet is taken when this returns."""
+        # To take what XDP_TX sends, a veth's peer needs an XDP program too; for what is redirected, GRO will do.
+        direct = 0 if self._interface.kind == "veth" else self._interface.index
+        options = forwarding.options(accelerate=self.accelerate, ifindex=direct)
+        self._object = _bpf.BpfObject(_object_path("director.bpf.o"), options)
         self.publish(forwarding)
         for worker in self._workers:
             thread = threading.Thread(target=worker.run, name=f"queue-{worker.queue}", daemon=True)
             thread.start()
             self._threads.append(thread)
             worker.start_receiving(self._object.map("glb_sockets"))
-        self._link = self._attach()
+        self._link = self._attach(self._object.program("glb_director"))
 
-    def _attach(self) -> int:
-        program = self._object.program("glb_director")
+    def _attach(self, program: int) -> int:
+        """Take over the link that an earlier director has left, or make one."""
+        link = pin.find(self._pin_dir, self._interface) if self._pin_dir else None
+        if link is not None:
+            # From the next frame on it is our program that runs.
+            _bpf.replace_program(link, program)
+            log.info("took over the program of an earlier director on %s", self._interface.name)
+            return link
         try:
-            return int(_bpf.attach_xdp(program, self._interface.index))
+            link = _bpf.attach_xdp(program, self._interface.index)
         except DeviceError as error:
             if _bpf.attached_xdp(self._interface.index)[0]:
                 raise  # somebody else's program: refuse, whatever the mode
             log.warning("native XDP refused on %s (%s); trying generic mode", self._interface.name, error)
-            return int(_bpf.attach_xdp(program, self._interface.index, generic=True))
+            link = _bpf.attach_xdp(program, self._interface.index, generic=True)
+        if self._pin_dir:
+            pin.keep(link, self._pin_dir, self._interface)
+        return link
 
     def publish(self, forwarding: Forwarding) -> None:
-        """Replace what is forwarded by; no batch sees a mixture, and nothing is lost."""
+        """Replace what is forwarded by; no packet sees a mixture, and none is lost."""
+        assert self._object is not None
+        # The bank that the generation in force does not name: nobody reads these slots yet.
+        for i, fd in enumerate(forwarding.rows_memory.fds):
+            slot = forwarding.bank * _BANK_CHUNKS + i
+            _bpf.update_map(self._object.map("glb_chunks"), slot.to_bytes(4, "little"), fd.to_bytes(4, "little"))
+        counts = self._object.map("glb_backend_counts")
+        _bpf.zero_counts(counts, forwarding.bank * _MAX_BACKENDS, len(forwarding.counter_index()))
+        # The workers first: what the kernel hands over by a new bind must find it there.
         for worker in self._workers:
             worker.publish(forwarding)
-        # Only now the classifier hands over packets of new binds.
-        block = forwarding.binds_block
-        generation = _bpf.create_array("glb_binds", len(block))
-        try:
-            _bpf.update_map(generation, _FIRST, block)
-            _bpf.update_map(self._object.map("glb_generation"), _FIRST, generation.to_bytes(4, "little"))
-        finally:
-            os.close(generation)
-        if self._current is not None:
-            self._retired.add(self._current.counts())
+        (generation,) = forwarding.generation_memory.fds
+        # The new tables are live in the kernel after this call, which also waits for the last packet by the old ones.
+        _bpf.update_map(self._object.map("glb_generations"), _FIRST, generation.to_bytes(4, "little"))
+        self._counted = (self._sum(*self._counted), forwarding)
         self._current = forwarding
 
     @property
@@ -88,16 +114,27 @@ class Datapath:
 
     def counts(self) -> Counts:
         """Sums since the start."""
-        total = self._retired.copy()
-        if self._current is not None:
-            total.add(self._current.counts())
+        total = self._sum(*self._counted)
+        if self._object is not None:
+            total.lost["no_socket"] += _bpf.sum_per_cpu(self._object.map("glb_counters"), _COUNT_NO_SOCKET)
         for worker in self._workers:
             total.lost.update(worker.lost())
-        total.lost["no_socket"] += _bpf.sum_per_cpu(self._object.map("glb_counters"), _COUNT_NO_SOCKET)
         return total
 
+    def _sum(self, before: Counts, forwarding: Forwarding | None) -> Counts:
+        total = before.copy()
+        if forwarding is not None:
+            total.add(forwarding.counts())
+            total.add_kernel(forwarding.counter_index(), self._kernel_counts(forwarding))
+        return total
+
+    def _kernel_counts(self, forwarding: Forwarding) -> list[tuple[int, int]]:
+        assert self._object is not None
+        n = len(forwarding.counter_index())
+        return _bpf.read_counts(self._object.map("glb_backend_counts"), forwarding.bank * _MAX_BACKENDS, n)
+
     def close(self) -> None:
-        """Detach, then stop: nothing is handed over any more when the workers go."""
+        """Stop the workers. Pinned, the program goes on with what it forwards by; else it goes too."""
         if self._link is not None:
             os.close(self._link)
             self._link = None
@@ -106,7 +143,9 @@ class Datapath:
         for thread in self._threads:
             thread.join(timeout=2)
         self._workers = []
-        self._object.close()
+        if self._object is not None:
+            self._object.close()
+            self._object = None
 
 
 def _object_path(name: str) -> Path:

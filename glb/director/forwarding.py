@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from typing import TYPE_CHECKING
 
 from glb._fastpath import Forwarding
 from glb.director.config import Config
@@ -14,6 +15,9 @@ from glb.table.binds import compile_binds
 from glb.table.config import Table, TableSet
 from glb.table.digest import forwarded_digest
 from glb.table.rows import Rows
+
+if TYPE_CHECKING:
+    from glb._fastpath import Memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +62,14 @@ def compile_forwarding(
     version: str | None = None,
     source_ip: IPv4Address,
     source_mac: bytes | None,
+    memory: Callable[..., Memory] | None = None,
+    bank: int = 0,
 ) -> Published:
-    """Everything the packet path needs, in one immutable object. Raises TableError."""
+    """Everything the packet path needs, in one object. Raises TableError.
+
+    `memory`: gives memory that the kernel reads too (glb._bpf.SharedArrays); `bank`: which half of the kernel's slots
+    the new generation takes.
+    """
     plans = [_table_plan(table, rows[i]) for i, table in enumerate(tables.tables)]
     prefixes = compile_binds([table.binds for table in tables.tables])
     forwarding = Forwarding(
@@ -70,6 +80,8 @@ def compile_forwarding(
         alt_hash_fields=config.alt_hash_fields,
         forward_echo=config.forward_icmp_ping_responses,
         source_mac=source_mac,
+        memory=memory,
+        bank=bank,
     )
     return Published(tables, tuple(rows), forwarding, version)
 

@@ -28,6 +28,7 @@ class Interface:
     mac: bytes  # 6 bytes
     mtu_bytes: int
     rx_queues: int
+    kind: str | None  # of virtual ones: veth, bond, vlan..
     address: IPv4Address | None  # its first
 
 
@@ -43,6 +44,8 @@ async def read_interface(name: str) -> Interface:
         if link["ifi_type"] != _ETHERNET or not mac:
             raise DeviceError(f"interface {name} is no Ethernet interface")
         addresses = [a async for a in await ipr.get_addr(index=found[0], family=_AF_INET)]
+        information = link.get_attr("IFLA_LINKINFO")
+        kind = information.get_attr("IFLA_INFO_KIND") if information else None
         address = IPv4Address(addresses[0].get_attr("IFA_LOCAL")) if addresses else None
         return Interface(
             name,
@@ -50,6 +53,7 @@ async def read_interface(name: str) -> Interface:
             bytes.fromhex(mac.replace(":", "")),
             link.get_attr("IFLA_MTU"),
             rx_queues(name) or link.get_attr("IFLA_NUM_RX_QUEUES") or 1,
+            kind,
             address,
         )
 

@@ -30,6 +30,9 @@ class DirectorCollector(Collector):
             "glb_director_packets", "Frames for a bind, by table, encapsulated", ["table"], counts.table_frames
         )
         yield _counter("glb_director_bytes", "Bytes received of those frames", ["table"], counts.table_bytes)
+        yield CounterMetricFamily(
+            "glb_director_accelerated_packets", "Of the tunnel packets, those made in the kernel", counts.accelerated
+        )
         backends = CounterMetricFamily(
             "glb_director_encapsulated_packets", "Tunnel packets by first hop", labels=["table", "backend"]
         )
@@ -68,8 +71,10 @@ class DirectorCollector(Collector):
 
 
 def _info(director: Director) -> Metric:
-    info = GaugeMetricFamily("glb_director_info", "This director", labels=["version", "interface", "xdp_mode"])
-    info.add_metric([__version__, director.interface.name, director.xdp_mode], 1)
+    info = GaugeMetricFamily(
+        "glb_director_info", "This director", labels=["version", "interface", "engine", "xdp_mode"]
+    )
+    info.add_metric([__version__, director.interface.name, director.engine, director.xdp_mode], 1)
     return info
 
 

@@ -47,6 +47,7 @@ class NextHops:
         self._changed = changed
         self._backends: list[IPv4Address] = []
         self._routes: dict[IPv4Address, tuple[IPv4Address | None, int, str | None]] = {}
+        self._reading = asyncio.Lock()  # one of `follow` and `set_backends` at a time
         self._static: set[IPv4Address] = set()  # neighbours that the operator has set
         self.known: dict[IPv4Address, NextHop] = {}
 
@@ -57,6 +58,10 @@ class NextHops:
         """
         backends = list(backends)
         new = [address for address in backends if address not in self.known]
+        async with self._reading:
+            await self._set_backends(backends, new)
+
+    async def _set_backends(self, backends: list[IPv4Address], new: list[IPv4Address]) -> None:
         self._backends = backends
         self.known = {address: hop for address, hop in self.known.items() if address in set(backends)}
         for address, hop in self.known.items():
@@ -101,13 +106,14 @@ class NextHops:
             listener = asyncio.create_task(listen())
             try:
                 while True:
-                    if routes_changed:
-                        routes_changed = False
-                        await self._read_routes(ipr)
-                        await self._read_neighbours(ipr)
-                        await self._confirm(ipr)
-                    else:
-                        await self._read_neighbours(ipr)
+                    async with self._reading:
+                        if routes_changed:
+                            routes_changed = False
+                            await self._read_routes(ipr)
+                            await self._read_neighbours(ipr)
+                            await self._confirm(ipr)
+                        else:
+                            await self._read_neighbours(ipr)
                     try:
                         await asyncio.wait_for(dirty.wait(), _REFRESH_S)
                         await asyncio.sleep(_SETTLE_S)

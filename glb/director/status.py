@@ -29,6 +29,8 @@ class Status(msgspec.Struct, frozen=True):
     version: str
     pid: int
     interface: str
+    engine: str  # accelerated: common packets are encapsulated in the kernel; cython: all in user space
+    accelerated_packets: int
     xdp_mode: str
     zero_copy: bool
     table_source: str

@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ import pytest
 from scapy.layers.l2 import Ether
 from topology import Host, Switch, eventually
 
+import glb
+from glb import _bpf
 from glb.store.file import FileStore
 from glb.wire.gue import TunnelPacket, parse_tunnel
 
@@ -29,13 +33,15 @@ VIP, VIP6 = "203.0.113.10", "2001:db8::10"
 class Director:
     """glb-director on the host `director`, with a table of the hosts named."""
 
-    def __init__(self, net: Switch, folder: Path) -> None:
+    def __init__(self, net: Switch, folder: Path, datapath: str = "auto") -> None:
         self.net, self.folder = net, folder
         self.host = net["director"]
         self.table = folder / "tables.json"
         self.log = folder / "director.log"
         self.config = folder / "director.toml"
-        self.config.write_text(f'interface = "eth0"\ntable = "{self.table}"\nannounce_device = "glb0"\n')
+        self.config.write_text(
+            f'interface = "eth0"\ntable = "{self.table}"\nannounce_device = "glb0"\ndatapath = "{datapath}"\n'
+        )
         self.process: subprocess.Popen[str] | None = None
         self.listeners: list[Listener] = []
 
@@ -109,13 +115,26 @@ class Listener:
         return self._poll() is None
 
 
-@pytest.fixture
-def director(tmp_path: Path) -> Iterator[Director]:
-    with Switch("client", "director", "proxy1", "proxy2") as net:
+@contextmanager
+def passing_program(net: Switch, port: str) -> Iterator[None]:
+    """An XDP program that passes everything on the switch's port: a veth takes frames from XDP only if it has one."""
+    program = _bpf.BpfObject(Path(glb.__file__).parent / "bpf_objects" / "director.bpf.o")  # forwards by nothing
+    with net.core.inside():
+        link = _bpf.attach_xdp(program.program("glb_director"), socket.if_nametoindex(port))
+    try:
+        yield
+    finally:
+        os.close(link)
+        program.close()
+
+
+@pytest.fixture(params=["cython", "xdp"])
+def director(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Director]:
+    with Switch("client", "director", "proxy1", "proxy2") as net, passing_program(net, "director"):
         client = net["client"]
         client.run("ip", "route", "add", f"{VIP}/32", "via", net["director"].ipv4)
         client.run("ip", "-6", "route", "add", f"{VIP6}/128", "via", net["director"].ipv6)
-        director = Director(net, tmp_path)
+        director = Director(net, tmp_path, request.param)
         director.write_table("proxy1")
         yield director
         if director.process is not None and not director.ended():
@@ -157,6 +176,8 @@ def test_packets_for_a_bind_leave_as_tunnel_packets_to_the_proxy(director: Direc
         assert tunnel.gue.protocol == protocol and tunnel.inner.endswith(b"x" * 20)
         assert tunnel.gue.hops == ()
     assert director.metric("glb_director_packets_total") == 2
+    accelerated = director.status()["engine"] == "accelerated"
+    assert director.metric("glb_director_accelerated_packets_total") == (2 if accelerated else 0)
     assert director.status()["tables"][0]["backends"][0]["packets"] == 2
 
 
@@ -318,3 +339,78 @@ def test_status_names_the_version_of_the_store_that_is_forwarded_by(director: Di
     director.write_table("proxy1", "proxy2")
     wanted = FileStore(str(director.table)).load().version
     eventually(lambda: director.status()["table_version"] == wanted)
+
+
+@pytest.fixture
+def pins(tmp_path: Path) -> Iterator[Path]:
+    """A BPF file system of the test's own."""
+    folder = tmp_path / "bpf"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "bpf", "bpf", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("director", ["xdp"], indirect=True)
+def test_traffic_goes_on_while_the_daemon_is_dead_and_is_taken_over(director: Director, pins: Path) -> None:
+    net, listener = director.net, director.listen("proxy1")
+    with director.config.open("a") as file:
+        file.write(f'pin_dir = "{pins}/d"\n')
+    director.start()
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        director.signal(number)
+        assert director.process is not None
+        director.process.wait(10)
+        assert "xdp" in director.host.run("ip", "link", "show", "eth0")
+        for _ in range(20):
+            send_udp(net["client"], VIP, 80)
+            listener.next()
+        director.start()
+        assert "took over" in director.log.read_text()
+        send_udp(net["client"], VIP, 80)
+        listener.next()
+        assert director.metric("glb_director_accelerated_packets_total") == 1
+    # By the tables of the new daemon, not of the dead one.
+    proxy2 = director.listen("proxy2")
+    director.write_table("proxy2")
+    eventually(lambda: director.status()["tables"][0]["backends"][0]["address"] == net["proxy2"].ipv4)
+    send_udp(net["client"], VIP, 80)
+    proxy2.next()
+    director.signal(signal.SIGKILL)
+    director.process.wait(10)
+    detach = [sys.executable, "-m", "glb.director.cli", "detach", "--config", str(director.config)]
+    assert "detached from eth0" in director.host.run(*detach)
+    eventually(lambda: "xdp" not in director.host.run("ip", "link", "show", "eth0"))
+    assert list((pins / "d").iterdir()) == []
+    assert "nothing" in director.host.run(*detach)
+
+
+@pytest.mark.parametrize("director", ["xdp"], indirect=True)
+def test_no_packet_is_lost_while_the_daemon_is_killed_and_restarted_under_load(director: Director, pins: Path) -> None:
+    net, listener = director.net, director.listen("proxy1")
+    listener.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 26)
+    with director.config.open("a") as file:
+        file.write(f'pin_dir = "{pins}/d"\n')
+    director.start()
+    sent, stop = [0], threading.Event()
+
+    def load() -> None:
+        with net["client"].inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            while not stop.wait(0.0005):
+                sender.sendto(sent[0].to_bytes(4, "big"), (VIP, 80))
+                sent[0] += 1
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    try:
+        for _ in range(3):
+            director.signal(signal.SIGKILL)
+            assert director.process is not None
+            director.process.wait(10)
+            director.start()
+    finally:
+        stop.set()
+        thread.join()
+    assert sent[0] > 500
+    arrived = {listener.next()[1].inner[28:32] for _ in range(sent[0])}
+    assert len(arrived) == sent[0]

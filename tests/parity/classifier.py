@@ -1,39 +1,49 @@
-"""The eBPF classifier on single frames, by BPF_PROG_TEST_RUN, with the binds of a Forwarding."""
+"""The eBPF director on single frames, by BPF_PROG_TEST_RUN, with the memory of a Forwarding."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import TracebackType
+
+import corpus
 
 import glb
 from glb import _bpf
 from glb._fastpath import Forwarding
 
-_XDP_DROP = 1  # ours, and there is no socket in a test run
+_XDP_DROP = 1  # handed over, and there is no socket in a test run
 _XDP_PASS = 2
+_XDP_TX = 3
 MINIMUM_BYTES = 14  # the kernel runs nothing shorter
+SOURCE_MAC = bytes.fromhex("020000000001")
 
 
-class Classifier:
-    """`host(frame)`: whether the program leaves the frame to the host's stack."""
+def shared_forwarding(env: str, row_rule: str = "glb2", hops: int | None = None) -> Forwarding:
+    """An environment whose memory the kernel reads too."""
+    return corpus.forwarding(env, row_rule, _bpf.SharedArrays, SOURCE_MAC, hops)
 
-    def __init__(self, forwarding: Forwarding) -> None:
-        self._object = _bpf.BpfObject(Path(glb.__file__).parent / "bpf_objects" / "director.bpf.o")
-        block = forwarding.binds_block
-        generation = _bpf.create_array("glb_binds", len(block))
-        _bpf.update_map(generation, bytes(4), block)
-        _bpf.update_map(self._object.map("glb_generation"), bytes(4), generation.to_bytes(4, "little"))
-        os.close(generation)
+
+class Program:
+    """`run(frame)` is what the program does: host, over (to the Cython path), or the frame it sends."""
+
+    def __init__(self, forwarding: Forwarding, *, accelerate: bool) -> None:
+        options = forwarding.options(accelerate=accelerate, ifindex=corpus.IFINDEX)
+        self._object = _bpf.BpfObject(Path(glb.__file__).parent / "bpf_objects" / "director.bpf.o", options)
+        for slot, fd in enumerate(forwarding.rows_memory.fds):
+            _bpf.update_map(self._object.map("glb_chunks"), slot.to_bytes(4, "little"), fd.to_bytes(4, "little"))
+        (fd,) = forwarding.generation_memory.fds
+        _bpf.update_map(self._object.map("glb_generations"), bytes(4), fd.to_bytes(4, "little"))
         self._program = self._object.program("glb_director")
 
-    def host(self, frame: bytes) -> bool:
+    def run(self, frame: bytes) -> str | bytes:
         action, out, _ = _bpf.test_run(self._program, frame)
+        if action == _XDP_TX:
+            return out
         assert action in (_XDP_DROP, _XDP_PASS), action
-        assert out == frame, "the classifier changes nothing"
-        return action == _XDP_PASS
+        assert out == frame, "what is not sent is not changed"
+        return "host" if action == _XDP_PASS else "over"
 
-    def __enter__(self) -> Classifier:
+    def __enter__(self) -> Program:
         return self
 
     def __exit__(

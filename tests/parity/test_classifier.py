@@ -1,39 +1,59 @@
-"""The eBPF classifier and the Cython path agree on every frame: what one leaves to the host, the other does."""
+"""The eBPF program and the Cython path agree on every frame: what goes to the host, and every byte of what is sent."""
 
 from __future__ import annotations
 
+from collections import Counter
+
 import corpus
 import pytest
-from classifier import MINIMUM_BYTES, Classifier
+from classifier import MINIMUM_BYTES, Program, shared_forwarding
 
 from fuzz.mutations import mutated
 
 pytestmark = pytest.mark.bpf
 
-ENVS = ("plain", "no-ping")
+ENVS = ("plain", "two-fields", "four-fields", "dst-only", "alt", "alt-four", "no-ping", "carry")
+FRAMES = [bytes.fromhex(record["frame"]) for record in corpus.packets()]
 
 
 @pytest.mark.parametrize("env", ENVS)
-def test_classifier_agrees_with_cython_on_every_vector(env: str) -> None:
-    frames = [bytes.fromhex(record["frame"]) for record in corpus.packets()]
-    _agree(env, [frame for frame in frames if len(frame) >= MINIMUM_BYTES])
+@pytest.mark.parametrize("accelerate", [False, True])
+@pytest.mark.parametrize(
+    ("rule", "hops"), [("glb2", None), ("first_usable", None), ("first_usable", 3), ("first_usable", 4)]
+)
+def test_program_agrees_with_cython_on_every_vector(env: str, accelerate: bool, rule: str, hops: int | None) -> None:
+    frames = [bytes.fromhex(record["frame"]) for record in corpus.packets() if record["env"] == env] + FRAMES[::7]
+    done = _agree(env, frames, accelerate, rule, hops)
+    assert bool(done["sent"]) == accelerate and done["over"]
 
 
-def test_classifier_agrees_with_cython_on_every_prefix_of_every_kind_of_frame() -> None:
+@pytest.mark.parametrize("accelerate", [False, True])
+def test_program_agrees_with_cython_on_every_prefix_of_every_kind_of_frame(accelerate: bool) -> None:
     one_of_each = {record["note"]: bytes.fromhex(record["frame"]) for record in corpus.packets()}
     cuts = {frame[:n] for frame in one_of_each.values() for n in range(MINIMUM_BYTES, min(len(frame), 140))}
-    _agree("plain", sorted(cuts))
+    _agree("plain", sorted(cuts), accelerate)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_classifier_agrees_with_cython_on_mutated_frames(seed: int) -> None:
-    frames = [bytes.fromhex(record["frame"]) for record in corpus.packets()]
-    _agree(ENVS[seed % 2], [f for f in mutated(frames, seed, 5000) if len(f) >= MINIMUM_BYTES])
+@pytest.mark.parametrize("seed", range(6))
+def test_program_agrees_with_cython_on_mutated_frames(seed: int) -> None:
+    done = _agree(ENVS[seed], list(mutated(FRAMES, seed, 5000)), seed != 0)
+    assert done["host"] and done["over"]
 
 
-def _agree(env: str, frames: list[bytes]) -> None:
-    verdicts = [verdict for verdict, _ in corpus.run(env, frames)]
-    assert {"host", "forward"} <= set(verdicts)
-    with Classifier(corpus.forwarding(env)) as classifier:
-        for frame, verdict in zip(frames, verdicts, strict=True):
-            assert classifier.host(frame) == (verdict == "host"), f"{verdict}: {frame.hex()}"
+def _agree(
+    env: str, frames: list[bytes], accelerate: bool, rule: str = "glb2", hops: int | None = None
+) -> Counter[str]:
+    frames = [frame for frame in frames if len(frame) >= MINIMUM_BYTES]
+    forwarding = shared_forwarding(env, rule, hops)
+    expected = forwarding.encapsulate(frames, forwarding.new_counters())
+    done: Counter[str] = Counter()
+    with Program(forwarding, accelerate=accelerate) as program:
+        for frame, (verdict, sent) in zip(frames, expected, strict=True):
+            result = program.run(frame)
+            if isinstance(result, bytes):
+                assert result == sent, frame.hex()
+                done["sent"] += 1
+            else:
+                assert (result == "host") == (verdict == "host"), f"{verdict}: {frame.hex()}"
+                done[result] += 1
+    return done

@@ -36,7 +36,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_parsers_read_nothing_beyond_a_packet(tree: Path) -> None:
-    library = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
+    library = subprocess.run(
+        ["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     environment = os.environ | {
         "LD_PRELOAD": library,
         # The interpreter's own allocations are not freed at exit.

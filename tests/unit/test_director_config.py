@@ -36,6 +36,7 @@ def test_every_key() -> None:
         forward_icmp_ping_responses = false
         admin = "unix:/run/glb-director.sock"
         announce_device = "glb0"
+        pin_dir = ""
         """,
         source="x",
     )
@@ -51,6 +52,7 @@ def test_every_key() -> None:
         forward_icmp_ping_responses=False,
         admin="unix:/run/glb-director.sock",
         announce_device="glb0",
+        pin_dir=None,
     )
 
 
@@ -67,8 +69,8 @@ def test_glbs_own_director_conf_is_understood() -> None:
         ('interfaces = "eth0"', '$.interfaces: unknown key; did you mean "interface"?'),
         ('interface = "a-name-that-is-too-long"', "at most 15 characters"),
         ("interface = 3", "$.interface: is an integer; must be a string"),
-        ('datapath = "fast"', '$.datapath: is "fast"; must be auto or cython'),
-        ('datapath = "xdp"', "not in this version"),
+        ('datapath = "fast"', '$.datapath: is "fast"; must be auto, xdp or cython'),
+        ('pin_dir = "bpf"', "must be an absolute path"),
         ('table = "a"\nstore = "b"', "$.store: stands beside $.table"),
         ('table = ""', "$.table: is empty"),
         ('outbound_src_ip = "2001:db8::1"', "must be an IPv4 address"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from glb.table.config import parse_tables
 from glb.table.rows import RowBuilder
 
 REFERENCE = Path(__file__).parent / "reference"
+IFINDEX = 1  # of next hops; the test run of an eBPF program happens on the loopback interface
 # Outer bytes that the two paths of the reference fill in differently: Ethernet source, UDP checksum (SPEC: frame sent).
 _ETHERNET_SOURCE = slice(6, 12)
 _UDP_CHECKSUM = slice(40, 42)
@@ -59,21 +61,34 @@ def reference_outcome(record: dict[str, Any], path: str) -> Outcome:
 
 
 @functools.cache
-def forwarding(env: str, row_rule: str = "glb2") -> Forwarding:
+def forwarding(
+    env: str,
+    row_rule: str = "glb2",
+    memory: Callable[..., Any] | None = None,
+    source_mac: bytes | None = None,
+    hops: int | None = None,
+) -> Forwarding:
     """An environment of envs.json, ready to forward; next hops are the configured gateway's."""
     names = json.loads((REFERENCE / "envs.json").read_text())[env]
     director = json.loads((REFERENCE / "directors.json").read_text())[names["director"]]
     document = json.loads(json.dumps(tables()[names["table"]]["config"]))
     for table in document["tables"]:
         table["row_rule"] = row_rule
+        if hops is not None:
+            table["hops"] = hops
     config = parse_config(json.dumps(director), source=names["director"], format="json")
     table_set = parse_tables(json.dumps(document), source=names["table"])
     assert config.outbound_src_ip is not None
     published = compile_forwarding(
-        table_set, RowBuilder().build_all(table_set), config, source_ip=config.outbound_src_ip, source_mac=None
+        table_set,
+        RowBuilder().build_all(table_set),
+        config,
+        source_ip=config.outbound_src_ip,
+        source_mac=source_mac,
+        memory=memory,
     )
     for address in published.backends():
-        published.forwarding.set_next_hop(address.packed, config.outbound_gateway_mac)
+        published.forwarding.set_next_hop(address.packed, config.outbound_gateway_mac, ifindex=IFINDEX)
     return published.forwarding
 
 

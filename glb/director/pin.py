@@ -1,0 +1,84 @@
+"""The pinned link of a director: its name in the BPF file system, and what becomes of those that are left over."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+from pathlib import Path
+
+from glb import _bpf
+from glb.director.interface import Interface
+from glb.errors import DeviceError
+
+log = logging.getLogger(__name__)
+
+_BPFFS = Path("/sys/fs/bpf")  # where systemd mounts it, and where it is mounted here if nobody has
+
+
+def usable(folder: Path) -> bool:
+    """Whether links can be pinned below `folder`; makes it, and mounts the BPF file system at its usual place."""
+    if folder.is_relative_to(_BPFFS) and not _bpf.is_bpffs(_BPFFS):
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.mount(b"bpf", bytes(_BPFFS), b"bpf", 0, None) != 0:
+            log.warning("no BPF file system at %s (%s)", _BPFFS, os.strerror(ctypes.get_errno()))
+            return False
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        log.warning("pin_dir %s: %s", folder, error.strerror)
+        return False
+    if not _bpf.is_bpffs(folder):
+        log.warning("pin_dir %s is not in a BPF file system (mount -t bpf)", folder)
+        return False
+    return True
+
+
+def path_of(folder: Path, interface: Interface) -> Path:
+    """One name per network namespace and interface: directors in namespaces of one machine share the file system."""
+    namespace = os.stat("/proc/thread-self/ns/net").st_ino
+    return folder / f"{namespace}_{interface.name.replace('.', '_')}"
+
+
+def find(folder: Path, interface: Interface) -> int | None:
+    """The link (its file descriptor) that an earlier director has left on the interface, or None."""
+    sweep(folder)
+    path = path_of(folder, interface)
+    link = _bpf.open_pinned(path)
+    if link is None:
+        return None
+    if _bpf.link_ifindex(link) != interface.index:  # the interface was made anew under the same name
+        os.close(link)
+        path.unlink()
+        return None
+    return link
+
+
+def keep(link: int, folder: Path, interface: Interface) -> None:
+    """Let the link outlive this process."""
+    try:
+        _bpf.pin(link, path_of(folder, interface))
+    except DeviceError as error:
+        log.warning("the XDP program cannot be pinned, forwarding ends with this process: %s", error)
+
+
+def remove(folder: Path, interface: Interface) -> bool:
+    """Detach what is pinned for the interface; whether there was anything."""
+    path = path_of(folder, interface)
+    if not path.exists():
+        return False
+    path.unlink()
+    return True
+
+
+def sweep(folder: Path) -> None:
+    """Forget links whose interface is gone."""
+    for path in folder.iterdir():
+        link = None
+        with contextlib.suppress(DeviceError, OSError):
+            link = _bpf.open_pinned(path)
+            if link is not None and _bpf.link_ifindex(link) == 0:
+                path.unlink()
+        if link is not None:
+            os.close(link)
