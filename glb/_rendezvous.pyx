@@ -246,7 +246,7 @@ cdef class Order:
 
     # ---- another weight
 
-    def reweighed(self, weights, *, Py_ssize_t at_most=8):
+    def reweighed(self, weights, *, Py_ssize_t at_most=1):
         """The Order with other weights (None: all equal); None if more than `at_most` differ, so that it is no gain.
 
         Only the backends that differ are ranked anew. Where one leaves a head, the head gets shorter: what comes next

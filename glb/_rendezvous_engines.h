@@ -16,8 +16,8 @@
 struct glb_ranked {
     uint64_t k0, k1;            /* SipHash key: the table's seed */
     size_t count;               /* backends */
-    const uint64_t *last_words; /* count, and GLB_MAX_LANES - 1 more to read past the end: address (IPv4) and message length */
-    const uint64_t *ipv6;       /* 2 per backend: the address, 0 0 of an IPv4 one; NULL: all are IPv4 */
+    const uint64_t *last_words; /* count, and GLB_MAX_LANES - 1 more to read past the end: IPv4 address | message length << 56 */
+    const uint64_t *ipv6;       /* 2 per backend: the address, where the message length is 24; NULL: it never is */
 };
 
 struct glb_engine {

@@ -84,7 +84,7 @@ static TARGET INLINE V NAME(rank)(struct NAME(state) s, V last_word)
 static TARGET INLINE V NAME(rank_of)(struct NAME(state) s, const struct glb_ranked *of, size_t backend)
 {
 #if LANES == 1 /* tables with IPv6 backends are not worth lanes: no packet can be sent to one */
-    if (of->ipv6 && of->ipv6[2 * backend + 1]) {
+    if (of->last_words[backend] == (uint64_t)24 << 56) {
         NAME(compress)(&s, of->ipv6[2 * backend]);
         NAME(compress)(&s, of->ipv6[2 * backend + 1]);
     }

@@ -113,8 +113,9 @@ class RowBuilder:
     def _reweighed(self, key: _OrderKey) -> _rendezvous.Order | None:
         """The order from a remembered one that differs in few weights, if there is one."""
         place, weights = key
+        at_most = min(8, 1 + len(place[1]) // 16)  # more are as quickly ordered anew
         for (other_place, _), order in reversed(self._orders.items()):
-            if other_place == place and (found := order.reweighed(weights or None)) is not None:
+            if other_place == place and (found := order.reweighed(weights or None, at_most=at_most)) is not None:
                 return found
         return None
 

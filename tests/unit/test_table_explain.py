@@ -15,7 +15,7 @@ from glb.table.config import Bind, TableSet, parse_tables
 from glb.table.explain import Flow, explain_flow, find_bind
 from glb.table.rows import N_ROWS, RowBuilder, build_rows
 
-from .table_samples import table
+from .table_samples import DOCUMENTED, table
 
 _REFERENCE = Path(__file__).parents[1] / "vectors" / "reference"
 
@@ -115,6 +115,34 @@ def test_fail_open_is_said() -> None:
     found = explain_flow(TableSet((table(["active-", "active-"]),)), _FLOW)
     assert found is not None
     assert "fail open" in found.hops[0].reason
+
+
+def test_the_hop_in_another_zone_and_weight_0_are_said() -> None:
+    entry = table(["active+*0@a", *["active+@a"] * 4, "active+@b"], hops=3)
+    builder = RowBuilder()
+    said = set()
+    for last in range(100):
+        source = ipaddress.ip_address(f"198.51.100.{last}")
+        found = explain_flow(TableSet((entry,)), _from(_FLOW, source), builder=builder)
+        assert found is not None
+        for hop in found.hops:
+            said.add((str(hop.address), hop.reason.split(", ", 1)[-1]))
+    assert ("10.0.0.6", 'the first usable outside the primary\'s zone "a"') in said
+    assert ("10.0.0.1", "active with weight 0 and healthy: still holds older flows of this row") in said
+
+
+def test_candidates_carry_what_they_are_ordered_by() -> None:
+    entry = table(["active+*3@a", "active+", "active+*100"])
+    found = explain_flow(TableSet((entry,)), _FLOW)
+    assert found is not None
+    by_address = {str(candidate.address): candidate for candidate in found.choice.candidates}
+    assert [by_address[f"10.0.0.{n}"].weight for n in (1, 2, 3)] == [3, 1, 100]
+    assert by_address["10.0.0.1"].zone == "a"
+    scores = [candidate.score for candidate in found.choice.candidates]
+    assert scores == sorted(DOCUMENTED["score"](c.rank, c.weight) for c in found.choice.candidates)
+    plain = explain_flow(TableSet((table(["active+"] * 3),)), _FLOW)
+    assert plain is not None
+    assert {candidate.score for candidate in plain.choice.candidates} == {None}
 
 
 def test_an_exchange_by_glb2_is_said() -> None:
