@@ -1,4 +1,4 @@
-"""`make fuzz`: mutated frames through the Cython path and the eBPF classifier until Ctrl-C or a disagreement.
+"""`make fuzz`: mutated frames through the Cython path and the eBPF program until Ctrl-C or a disagreement.
 
 It starts from the tests' corpus: `tests/vectors` and `tests/parity` must be on PYTHONPATH, as the Makefile puts them.
 On a build with GLB_CYTHON_DEBUG=1 every read beyond a frame ends the run as well (docs/develop/testing.md).
@@ -12,7 +12,7 @@ import time
 
 import click
 import corpus
-from classifier import MINIMUM_BYTES, Classifier
+from classifier import MINIMUM_BYTES, Program, shared_forwarding
 
 from fuzz.mutations import mutated
 
@@ -27,15 +27,22 @@ def main(seed: int | None, seconds: float | None, no_bpf: bool) -> None:
     """Look for a frame on which the two engines disagree."""
     seed = random.randrange(2**32) if seed is None else seed
     frames = [bytes.fromhex(record["frame"]) for record in corpus.packets()]
-    classifier = None if no_bpf else Classifier(corpus.forwarding("plain"))
+    forwarding = corpus.forwarding("plain") if no_bpf else shared_forwarding("plain")
+    counters = forwarding.new_counters()
+    program = None if no_bpf else Program(forwarding, accelerate=True)
     began, done = time.monotonic(), 0
     click.echo(f"fuzz: seed {seed}, {len(frames)} frames to start from", err=True)
     try:
         while seconds is None or time.monotonic() - began < seconds:
             batch = [f for f in mutated(frames, seed + done, _ROUND) if len(f) >= MINIMUM_BYTES]
-            for frame, (verdict, _) in zip(batch, corpus.run("plain", batch), strict=True):
-                if classifier is not None and classifier.host(frame) != (verdict == "host"):
-                    raise SystemExit(f"fuzz: disagreement; Cython says {verdict}: {frame.hex()}")
+            for frame, (verdict, sent) in zip(batch, forwarding.encapsulate(batch, counters), strict=True):
+                result = program.run(frame) if program is not None else "over"
+                if isinstance(result, bytes):
+                    agree = result == sent
+                else:
+                    agree = program is None or (result == "host") == (verdict == "host")
+                if not agree:
+                    raise SystemExit(f"fuzz: Cython says {verdict}, the program {result!r}: {frame.hex()}")
             done += _ROUND
             if sys.stderr.isatty():
                 click.echo(
