@@ -11,13 +11,14 @@ from glb.version import __version__
 
 # command -> (module, attribute, help in the list of commands)
 _COMMANDS: dict[str, tuple[str, str, str]] = {
-    "table": ("glb.ctl.table", "table", "Check, show, compare and build forwarding tables."),
+    "table": ("glb.ctl.table", "table", "Check, show, compare, build and apply forwarding tables."),
     "flow": ("glb.ctl.flow", "flow", "Follow one flow through the tables."),
     "status": ("glb.ctl.status", "status", "Directors, digests, backends, states, health, flows."),
     "fill": ("glb.ctl.verbs", "fill", "Give a backend new flows (again)."),
     "activate": ("glb.ctl.verbs", "activate", "Say that a filled backend has settled."),
     "drain": ("glb.ctl.verbs", "drain", "Give a backend no new flows; old ones go on."),
     "deactivate": ("glb.ctl.verbs", "deactivate", "Take a drained backend out."),
+    "settle": ("glb.ctl.settle", "settle", "Say that displaced flows have ended."),
 }
 
 
@@ -53,8 +54,8 @@ class _LazyGroup(click.Group):
 def main() -> None:
     """Ask and change a fleet of GLB directors.
 
-    Nouns read (table, flow, status), verbs change (fill, activate, drain, deactivate). Data goes to stdout, talk to
-    stderr. Exit codes: 0 ok, 1 failed, 2 usage, 3 a check found problems or a change is not safe.
+    Nouns read (table, flow, status), verbs change (fill, activate, drain, deactivate, settle, table apply). Data goes
+    to stdout, talk to stderr. Exit codes: 0 ok, 1 failed, 2 usage, 3 a check found problems or a change is not safe.
 
     \b
     Example:

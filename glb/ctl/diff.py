@@ -1,4 +1,4 @@
-"""A table's diff and its binds, as glbctl prints them."""
+"""What a change does, as glbctl prints it."""
 
 from __future__ import annotations
 
@@ -7,21 +7,44 @@ from typing import TYPE_CHECKING
 from glb.ctl.output import Cell, Share, print_columns, print_line, say
 
 if TYPE_CHECKING:
-    from glb.table.config import Bind
-    from glb.table.diff import TableDiff
+    from glb.table.diff import TableDiff, TableSetDiff
 
 _MAX_BINDS_PRINTED = 64
 
 
+def set_diff_json(diff: TableSetDiff) -> dict[str, object]:
+    """The diff of two files as it is printed by -o json."""
+    return {
+        "rows_moved": sum(entry.rows_moved for entry in diff.tables),
+        "rows_at_risk": sum(entry.rows_at_risk for entry in diff.tables),
+        "tables": [diff_json(entry) for entry in diff.tables],
+        "added": list(diff.added),
+        "removed": list(diff.removed),
+    }
+
+
+def print_set_diff(diff: TableSetDiff) -> None:
+    """The diff of two files for people."""
+    for name in diff.added:
+        print_line(f"{name}: added")
+    for name in diff.removed:
+        print_line(f"{name}: removed; flows to its binds are lost")
+    for entry in diff.tables:
+        print_diff(entry)
+
+
 def diff_json(entry: TableDiff) -> dict[str, object]:
     """One table's diff as it is printed by -o json."""
+    from glb.table.change import bind_text
+
     return {
         "name": entry.name,
         "n_rows": entry.n_rows,
         "rows_moved": entry.rows_moved,
         "rows_changed": entry.rows_changed,
         "rows_at_risk": entry.rows_at_risk,
-        "rows_at_risk_unsettled": entry.rows_at_risk_unsettled,
+        "rows_behind_unhealthy": entry.rows_behind_unhealthy,
+        "holders": [{"address": str(address), "rows": rows} for address, rows in entry.holders],
         "hash_key_changed": entry.hash_key_changed,
         "binds_added": [bind_text(bind) for bind in entry.binds_added],
         "binds_removed": [bind_text(bind) for bind in entry.binds_removed],
@@ -40,6 +63,8 @@ def diff_json(entry: TableDiff) -> dict[str, object]:
 
 def print_diff(entry: TableDiff) -> None:
     """One table's diff for people: a line, and the backends whose share or state changes."""
+    from glb.table.change import bind_text
+
     if entry.hash_key_changed:
         say(f"{entry.name}: the hash key changes, so every flow may go to another row")
     for verb, binds in (("added", entry.binds_added), ("removed", entry.binds_removed)):
@@ -58,13 +83,13 @@ def print_diff(entry: TableDiff) -> None:
     ]
     if entry.rows_changed or entry.rows_moved or any(row[1] != row[2] for row in rows):
         print_columns(entry.name, ["backend", "before", "after", "share before", "share after", "change"], rows)
-    unsettled = f", {entry.rows_at_risk_unsettled} more by older flows" if entry.rows_at_risk_unsettled else ""
-    print_line(
-        f"{entry.name}: {entry.rows_moved} of {entry.n_rows} rows moved, {entry.rows_at_risk} at risk{unsettled}"
-    )
+    if entry.holders:
+        holders: list[list[Cell]] = [[str(address), n, Share(n / entry.n_rows)] for address, n in entry.holders]
+        print_columns("flows at risk", ["held by", "rows", "of all"], holders)
+    print_line(f"{entry.name}: {moved_text(entry)}")
 
 
-def bind_text(bind: Bind) -> str:
-    """A bind on one line: ``203.0.113.0/24 tcp 80-90``."""
-    ports = str(bind.port_first) if bind.port_first == bind.port_last else f"{bind.port_first}-{bind.port_last}"
-    return f"{bind.network} {'tcp' if bind.proto == 6 else 'udp'} {ports}"
+def moved_text(entry: TableDiff) -> str:
+    """``21765 of 65536 rows moved, 0 at risk``"""
+    behind = f" ({entry.rows_behind_unhealthy} behind unhealthy hops)" if entry.rows_behind_unhealthy else ""
+    return f"{entry.rows_moved} of {entry.n_rows} rows moved, {entry.rows_at_risk} at risk{behind}"

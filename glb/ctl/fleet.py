@@ -50,6 +50,7 @@ class DirectorStatus:
     xdp_mode: str
     tables: tuple[DirectorTable, ...]
     reload_error: str | None  # of the last reload, if it failed
+    table_version: str | None  # of the store's content that it forwards by; older directors do not say
 
     def digest_of(self, table: str) -> str | None:
         return next((entry.digest for entry in self.tables if entry.name == table), None)
@@ -98,9 +99,9 @@ class _EndpointParam(click.ParamType[Endpoint]):
         return url
 
 
-def fleet_options(command: _Command) -> _Command:
-    """The options --director and --agent, as the parameters `directors` and `agents`."""
-    agents = click.option(
+def agent_option(command: _Command) -> _Command:
+    """The option --agent, as the parameter `agents`."""
+    option = click.option(
         "--agent",
         "agents",
         type=_EndpointParam(),
@@ -108,7 +109,12 @@ def fleet_options(command: _Command) -> _Command:
         envvar="GLB_AGENTS",
         help="A proxy's agent, as ADDRESS=URL; repeatable.  [env: GLB_AGENTS, separated by commas]",
     )
-    directors = click.option(
+    return option(command)
+
+
+def director_option(command: _Command) -> _Command:
+    """The option --director, as the parameter `directors`."""
+    option = click.option(
         "--director",
         "directors",
         type=_EndpointParam(),
@@ -116,7 +122,7 @@ def fleet_options(command: _Command) -> _Command:
         envvar="GLB_DIRECTORS",
         help="A director's admin URL; repeatable.  [env: GLB_DIRECTORS, separated by commas]",
     )
-    return directors(agents(command))
+    return option(command)
 
 
 # ---- asking
@@ -184,6 +190,7 @@ def ask_director(endpoint: Endpoint) -> DirectorStatus:
                 for entry in value["tables"]
             ),
             reload_error=None if last_reload.get("ok", True) else str(last_reload.get("error")),
+            table_version=None if value.get("table_version") is None else str(value["table_version"]),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise UnreachableError(f"{endpoint.url}: is no director ({error!r} in its status)") from error

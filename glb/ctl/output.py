@@ -21,6 +21,7 @@ _STYLES = {  # rich styles of words that matter
     "unhealthy": "red",
     "down": "bold red",
     "differs": "bold red",
+    "is behind": "bold red",
 }
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from glb.ctl.output import say
 from glb.errors import ConfigError, Problem
 from glb.store.file import read_bytes
 from glb.table.config import TableSet, parse_tables
 from glb.table.document import format_of
+
+if TYPE_CHECKING:
+    from glb.table.safety import Past
 
 STDIN = "-"
 
@@ -31,3 +35,11 @@ def tables_of(path: str, content: bytes, *, lenient: bool) -> TableSet:
 def load_source(path: str, *, lenient: bool) -> TableSet:
     """The tables of a file or of standard input."""
     return tables_of(path, read_source(path), lenient=lenient)
+
+
+def pasts_of(path: str, tables: TableSet) -> dict[str, tuple[Past, ...]]:
+    """By table, what was in force before the tables of this file, if it is a store with a history; else nothing."""
+    from glb.store.file import FileStore
+
+    store = FileStore(path)
+    return store.history_of(tables).pasts() if path != STDIN and store.has_history else {}

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glb.ctl.diff import diff_json, print_diff
+from glb.ctl.apply import apply
+from glb.ctl.diff import print_set_diff, set_diff_json
 from glb.ctl.output import (
     Cell,
     Share,
@@ -23,10 +24,10 @@ from glb.ctl.output import (
 from glb.errors import ConfigError
 
 if TYPE_CHECKING:  # building rows is for the commands that need them
-    from glb.table.config import Bind, TableSet
-    from glb.table.diff import TableSetDiff
+    from glb.table.config import Bind
     from glb.table.fields import Address
     from glb.table.rows import Rows
+    from glb.table.shares import Imbalance
 
 
 @click.group()
@@ -150,12 +151,14 @@ class _Shown:
         binds: Sequence[Bind],
         backends: Sequence[tuple[Address, str, bool | None]],
         rows: Rows,
+        imbalance: Imbalance,
     ) -> None:
         from glb.table.digest import forwarded_digest
 
         self.name = name
         self.backends = backends
         self.rows = rows
+        self.imbalance = imbalance
         addresses = [address for address, _, _ in backends]
         self.digest = forwarded_digest(hash_key, binds, rows.indexes, rows.stride, addresses)
 
@@ -164,7 +167,7 @@ class _Shown:
 
     def shares(self) -> list[list[float]]:
         """Per backend, its part of the rows as each hop."""
-        from glb.table.diff import column_counts
+        from glb.table.shares import column_counts
 
         columns = [column_counts(self.rows, column) for column in range(self.rows.hops)]
         return [[column[index] / self.rows.n_rows for column in columns] for index in range(len(self.backends))]
@@ -205,6 +208,7 @@ def _load_shown(src: str, lenient: bool) -> list[_Shown]:
     from glb.ctl.source import read_source, tables_of
     from glb.table.glbd2 import is_glbd2, read_glbd2
     from glb.table.rows import RowBuilder
+    from glb.table.shares import column_counts, imbalance, imbalance_of
 
     content = read_source(src)
     if is_glbd2(content):
@@ -215,6 +219,7 @@ def _load_shown(src: str, lenient: bool) -> list[_Shown]:
                 entry.binds,
                 [(backend.address, backend.state, backend.healthy) for backend in entry.backends],
                 entry.rows,
+                imbalance_of(entry.rows, dict.fromkeys(column_counts(entry.rows, 0), 1)),
             )
             for index, entry in enumerate(read_glbd2(content, source=src))
         ]
@@ -226,6 +231,7 @@ def _load_shown(src: str, lenient: bool) -> list[_Shown]:
             entry.binds,
             [(backend.address, backend.state.value, backend.healthy) for backend in entry.backends],
             rows,
+            imbalance(rows, entry),
         )
         for entry, rows in zip(tables.tables, RowBuilder().build_all(tables), strict=True)
     ]
@@ -236,6 +242,13 @@ def _shown_json(entry: _Shown, wanted: range | None) -> dict[str, object]:
         "name": entry.name,
         "digest": entry.digest,
         "n_rows": entry.rows.n_rows,
+        "imbalance": {
+            "address": str(entry.backends[entry.imbalance.index][0]),
+            "share": entry.imbalance.share,
+            "due": entry.imbalance.due,
+            "above": entry.imbalance.above,
+            "expected_above": entry.imbalance.expected_above,
+        },
         "backends": [
             {"address": str(address), "state": state, "healthy": healthy, "shares": shares}
             for (address, state, healthy), shares in zip(entry.backends, entry.shares(), strict=True)
@@ -252,9 +265,11 @@ def _print_shares(entry: _Shown) -> None:
         for (address, state, healthy), backend_shares in zip(entry.backends, shares, strict=True)
     ]
     print_columns(f"{entry.name}  {entry.digest}", headers, rows)
-    primaries = [backend_shares[0] for backend_shares in shares if backend_shares[0] > 0]
-    mean = sum(primaries) / len(primaries)
-    say(f"{entry.name}: the largest share is {max(primaries) / mean - 1:.1%} above the mean of {mean:.2%}")
+    found = entry.imbalance
+    who = f"{entry.backends[found.index][0]} with {found.share:.2%} for {found.due:.2%}: {found.above:+.1%}"
+    print_line(
+        f"{entry.name}: most above its due: {who} (two of three such tables: {found.expected_above:+.1%} or less)"
+    )
 
 
 # ---- digest
@@ -300,40 +315,25 @@ def digest(src: str, lenient: bool, output: str) -> None:
 def diff(old: str, new: str, lenient: bool, output: str) -> None:
     """Say what going from OLD to NEW would do: rows moved, rows at risk, shares before and after.
 
-    A row moves if it gets another primary. It is at risk if its old primary is no hop of it any more, so that the flows
-    which that holds would be lost. Tables are the same if their names are.
+    A row moves if it gets another primary. It is at risk if a backend that may hold flows of it is no hop of it any
+    more, or comes behind an unhealthy one. Who may is told by the history of OLD if it is a store (glbctl settle
+    --help), else by the states in OLD. Tables are the same if their names are.
 
     \b
     Example:
       glbctl table diff tables.json proposed.json
     """
-    from glb.ctl.source import load_source
+    from glb.ctl.source import load_source, pasts_of
     from glb.table.diff import diff_sets
 
     if old == new == "-":
         raise click.UsageError("only one of OLD and NEW can be standard input")
-    before: TableSet = load_source(old, lenient=lenient)
-    result = diff_sets(before, load_source(new, lenient=lenient))
+    before = load_source(old, lenient=lenient)
+    result = diff_sets(before, load_source(new, lenient=lenient), past=pasts_of(old, before))
     if output == "json":
-        print_json(_diff_json(result))
+        print_json(set_diff_json(result))
     else:
-        _print_diff(result)
+        print_set_diff(result)
 
 
-def _diff_json(result: TableSetDiff) -> dict[str, object]:
-    return {
-        "rows_moved": sum(entry.rows_moved for entry in result.tables),
-        "rows_at_risk": sum(entry.rows_at_risk for entry in result.tables),
-        "tables": [diff_json(entry) for entry in result.tables],
-        "added": list(result.added),
-        "removed": list(result.removed),
-    }
-
-
-def _print_diff(result: TableSetDiff) -> None:
-    for name in result.added:
-        print_line(f"{name}: added")
-    for name in result.removed:
-        print_line(f"{name}: removed; flows to its binds are lost")
-    for entry in result.tables:
-        print_diff(entry)
+table.add_command(apply)

@@ -6,25 +6,25 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glb.ctl.fleet import Endpoint, ask_agent, fleet_options
+from glb.ctl.change import agent_of, change_options, opened_store, say_forced, without_flows
+from glb.ctl.fleet import Endpoint, ask_agent
 from glb.ctl.output import output_option, print_json, print_line, say
 from glb.errors import UnsafeChangeError
 
 if TYPE_CHECKING:
-    from glb.store import Snapshot
+    from glb.store import Snapshot, Store
     from glb.table.change import Plan
+    from glb.table.fields import Address
     from glb.table.states import VerbName
-
-_DEFAULT_TIMEOUT_S = 300.0
 
 _HELP: dict[VerbName, str] = {
     "fill": """Give BACKEND new flows: inactive or draining -> filling.
 
     Flows that others took meanwhile bounce back to them. Activate it once those have ended.
     """,
-    "activate": """Say that BACKEND has settled: filling -> active.
+    "activate": """Call BACKEND a full member again: filling -> active.
 
-    Others hold no older flows of its rows any more (or that does not matter). From draining, too.
+    From draining, too. Who may still hold older flows of its rows is not forgotten by that: see settle.
     """,
     "drain": """Give BACKEND no new flows: active or filling -> draining.
 
@@ -42,7 +42,8 @@ def _verb_command(name: VerbName) -> click.Command:
         name,
         help=f"""{_HELP[name]}
     TABLE and BACKEND are a name and an address of the store's tables. A change by which rows would lose flows, or that
-    takes the last usable backend away, is refused with exit code 3 unless forced. Nothing to do is no failure.
+    takes the last usable backend away, is refused with exit code 3 unless forced; agents that are given are asked
+    first whether those flows have ended. Nothing to do is no failure.
 
     \b
     Example:
@@ -51,21 +52,7 @@ def _verb_command(name: VerbName) -> click.Command:
     )
     @click.argument("table_name", metavar="TABLE")
     @click.argument("backend", metavar="BACKEND")
-    @click.option(
-        "--store", "store_url", envvar="GLB_STORE", help="A file, as a path or file:///path.  [env: GLB_STORE]"
-    )
-    @click.option("--wait", is_flag=True, help="Wait for the directors given, and in a drain for the last flow.")
-    @click.option(
-        "--timeout",
-        "timeout_s",
-        type=click.FloatRange(0, min_open=True),
-        default=_DEFAULT_TIMEOUT_S,
-        show_default=True,
-        help="Seconds to wait.",
-    )
-    @click.option("--force", is_flag=True, help="Make the change though flows may be lost.")
-    @click.option("--dry-run", is_flag=True, help="Only say what would change.")
-    @fleet_options
+    @change_options
     @output_option
     def command(
         table_name: str,
@@ -79,63 +66,83 @@ def _verb_command(name: VerbName) -> click.Command:
         agents: tuple[Endpoint, ...],
         output: str,
     ) -> None:
-        if store_url is None:
-            raise click.UsageError("no store: give --store PATH or set GLB_STORE")
-        agent = _agent_of(agents, backend)
+        store = opened_store(store_url)
+        agent = agent_of(agents, backend)
         if wait and not directors and (agent is None or name != "drain"):
             raise click.UsageError("--wait has nobody to ask: give --director URL (and to drain --agent ADDRESS=URL)")
-        plan = _change(name, table_name, backend, store_url, agent, force, dry_run)
-        if output == "table" and dry_run and plan.changes:
-            from glb.ctl.diff import print_diff
-
-            print_diff(plan.diff)
+        change = _Change(store, table_name, backend, name, agents, force)
         if dry_run:
+            plan = change.plan(store.load(), change.ended())
+            if output == "table" and plan.changes:
+                from glb.ctl.diff import print_diff
+
+                print_diff(plan.diff)
             plan.refuse_unless(force)
-        elif wait:
-            _wait(plan, directors, agent if name == "drain" else None, timeout_s)
+        else:
+            if name == "deactivate" and agent is not None and not force:
+                _refuse_live_flows(agent, backend)
+            plan, snapshot = change.make()
+            if wait:
+                _wait(plan, store, snapshot, directors, agent if name == "drain" else None, timeout_s)
         _report(plan, dry_run, output)
 
     return command
 
 
-def _agent_of(agents: tuple[Endpoint, ...], backend: str) -> Endpoint | None:
-    """The agent given for this backend; one given without an address is meant for it."""
-    return next((agent for agent in agents if agent.address is None or str(agent.address) == backend), None)
+class _Change:
+    """One verb on one backend of a store."""
 
+    def __init__(
+        self,
+        store: Store,
+        table: str,
+        backend: str,
+        verb: VerbName,
+        agents: tuple[Endpoint, ...],
+        force: bool,
+    ) -> None:
+        self.store, self.table, self.backend, self.verb = store, table, backend, verb
+        self.agents, self.force = agents, force
 
-def _change(
-    name: VerbName,
-    table_name: str,
-    backend: str,
-    store_url: str,
-    agent: Endpoint | None,
-    force: bool,
-    dry_run: bool,
-) -> Plan:
-    """Plan the verb and, unless it is a dry run, store its result; both under the store's lock."""
-    from glb.store import open_store
-    from glb.store.edit import set_state
-    from glb.table.change import plan_change
-    from glb.table.states import VERBS
+    def plan(self, snapshot: Snapshot, ended: list[Address]) -> Plan:
+        """ended: backends whose displaced flows have ended."""
+        from glb.table.change import plan_change
+        from glb.table.safety import settled
+        from glb.table.states import VERBS
 
-    store = open_store(store_url)
-    if dry_run:
-        return plan_change(store.load().tables, table_name, backend, VERBS[name])
-    if name == "deactivate" and agent is not None and not force:
-        _refuse_live_flows(agent, backend)
-    plans: list[Plan] = []
+        past = self.store.history(snapshot).pasts().get(self.table, ())
+        if ended:
+            past = settled(past, ended)
+        return plan_change(snapshot.tables, self.table, self.backend, VERBS[self.verb], past=past)
 
-    def change(snapshot: Snapshot) -> str | None:
-        plan = plan_change(snapshot.tables, table_name, backend, VERBS[name])
-        plans.append(plan)
-        plan.refuse_unless(force)
-        return set_state(snapshot, plan.table_index, plan.backend_index, plan.after) if plan.changes else None
+    def ended(self) -> list[Address]:
+        """Those whose flows would be lost, but who have none, by their agents."""
+        if not self.agents or self.force:
+            return []
+        holders = [address for address, _ in self.plan(self.store.load(), []).diff.holders]
+        ended = without_flows(self.agents, holders)
+        for address in ended:
+            say(f"{address} has no flows left, by its agent")
+        return ended
 
-    store.update(change)
-    plan = plans[-1]
-    for objection in plan.objections:
-        say(f"warning: forced: {objection}")
-    return plan
+    def make(self) -> tuple[Plan, Snapshot]:
+        """Plan the verb and store its result; both under the store's lock. What is stored then."""
+        from glb.store.edit import set_state
+
+        ended = self.ended()
+        if ended:
+            self.store.settle(self.table, ended)
+        plans: list[Plan] = []
+
+        def change(snapshot: Snapshot) -> str | None:
+            plan = self.plan(snapshot, [])
+            plans.append(plan)
+            plan.refuse_unless(self.force)
+            return set_state(snapshot, plan.table_index, plan.backend_index, plan.after) if plan.changes else None
+
+        snapshot = self.store.update(change, by=f"{self.verb} {self.table} {self.backend}")
+        say_forced(plans[-1].objections)
+        return plans[-1], snapshot
 
 
 def _refuse_live_flows(agent: Endpoint, backend: str) -> None:
@@ -144,14 +151,23 @@ def _refuse_live_flows(agent: Endpoint, backend: str) -> None:
         raise UnsafeChangeError(f"{backend} still has {flows} flows by its agent; wait for them (--force loses them)")
 
 
-def _wait(plan: Plan, directors: tuple[Endpoint, ...], agent: Endpoint | None, timeout_s: float) -> None:
-    from glb.ctl.wait import Deadline, wait_for_digest, wait_for_no_flows
+def _wait(
+    plan: Plan,
+    store: Store,
+    snapshot: Snapshot,
+    directors: tuple[Endpoint, ...],
+    agent: Endpoint | None,
+    timeout_s: float,
+) -> None:
+    from glb.ctl.wait import Deadline, Wanted, wait_for_directors, wait_for_no_flows
 
     deadline = Deadline(timeout_s)
     if directors:
-        wait_for_digest(directors, plan.new.name, _digest(plan), deadline)
+        wanted = Wanted(snapshot.version, {plan.new.name: _digest(plan)}, lambda: store.load().version)
+        wait_for_directors(directors, wanted, deadline)
     if agent is not None:
-        wait_for_no_flows(agent, str(plan.new.backends[plan.backend_index].address), deadline)
+        wait_for_no_flows(agent, str(plan.address), deadline)
+        store.settle(plan.new.name, [plan.address])
 
 
 def _digest(plan: Plan) -> str:
@@ -162,7 +178,7 @@ def _digest(plan: Plan) -> str:
 
 
 def _report(plan: Plan, dry_run: bool, output: str) -> None:
-    address = str(plan.new.backends[plan.backend_index].address)
+    address = str(plan.address)
     if output == "json":
         from glb.ctl.diff import diff_json
 
@@ -184,11 +200,10 @@ def _report(plan: Plan, dry_run: bool, output: str) -> None:
     if not plan.changes:
         print_line(f"{what}: nothing to do, it is {plan.before.value}")
         return
+    from glb.ctl.diff import moved_text
+
     would = "would be " if dry_run else ""
-    print_line(
-        f"{what}: {would}{plan.before.value} -> {plan.after.value}, {plan.diff.rows_moved} rows moved, "
-        f"{plan.diff.rows_losing_flows} at risk"
-    )
+    print_line(f"{what}: {would}{plan.before.value} -> {plan.after.value}, {moved_text(plan.diff)}")
 
 
 fill = _verb_command("fill")

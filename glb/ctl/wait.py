@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 from glb.ctl.fleet import DirectorStatus, Endpoint, UnreachableError, ask_agent, ask_all, ask_director
@@ -70,32 +71,55 @@ def _progress() -> Iterator[_Progress]:
         yield Bar()
 
 
-def wait_for_digest(directors: Sequence[Endpoint], table: str, digest: str, deadline: Deadline) -> None:
-    """Until every director reports this digest for the table. WaitTimeoutError names those that do not."""
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What directors are to forward by."""
+
+    version: str  # of the store's content
+    digests: dict[str, str]  # by table: for directors that do not say their version
+    newest: Callable[[], str]  # the version of the store's content now: somebody else may have changed it since
+
+
+def wait_for_directors(directors: Sequence[Endpoint], wanted: Wanted, deadline: Deadline) -> None:
+    """Until every director forwards by the wanted content, or a later one. WaitTimeoutError names those that do not.
+
+    Directors may see the health of backends differently, and so differ in rows all the same; that is said on stderr.
+    """
     with _progress() as progress:
         while True:
+            answers = ask_all(directors, ask_director)
+            versions = {wanted.version, wanted.newest()}
             missing = [
                 f"{endpoint.url} {reason}"
-                for endpoint, answer in zip(directors, ask_all(directors, ask_director), strict=True)
-                if (reason := _why_not(answer, table, digest))
+                for endpoint, answer in zip(directors, answers, strict=True)
+                if (reason := _why_not(answer, wanted, versions))
             ]
             done = len(directors) - len(missing)
-            progress.show(done, len(directors), f"{done} of {len(directors)} directors forward by {digest[:12]}")
+            progress.show(done, len(directors), f"{done} of {len(directors)} directors forward by the new tables")
             if not missing:
-                return
+                break
             deadline.sleep_or_raise("; ".join(missing))
+    statuses = [answer for answer in answers if isinstance(answer, DirectorStatus)]
+    for table in wanted.digests:
+        if len({status.digest_of(table) for status in statuses}) > 1:
+            say(f"warning: {table}: the directors' rows differ; do they see the same backends healthy? (glbctl status)")
 
 
-def _why_not(answer: DirectorStatus | UnreachableError, table: str, digest: str) -> str:
+def _why_not(answer: DirectorStatus | UnreachableError, wanted: Wanted, versions: Collection[str]) -> str:
     """Why a director does not count as converged; empty if it does."""
     if isinstance(answer, UnreachableError):
         return f"cannot be asked ({answer})"
-    found = answer.digest_of(table)
-    if found == digest:
+    if answer.table_version in versions:
+        return ""
+    behind = [name for name, digest in wanted.digests.items() if answer.digest_of(name) != digest]
+    if answer.table_version is None and not behind:
         return ""
     if answer.reload_error is not None:
         return f"refused to reload ({answer.reload_error})"
-    return f'has no table "{table}"' if found is None else f"still forwards by {found[:12]}"
+    if answer.table_version is not None:
+        return f"still forwards by version {answer.table_version[:12]}"
+    found = answer.digest_of(behind[0])
+    return f'has no table "{behind[0]}"' if found is None else f"still forwards by {found[:12]}"
 
 
 def wait_for_no_flows(agent: Endpoint, backend: str, deadline: Deadline) -> None:

@@ -2,17 +2,24 @@
 
 A change is a function from what is stored to the new text. A store calls it with nobody else writing in between (by a
 lock, or by compare-and-swap and another call), checks the result as a whole, and only then makes it visible at once.
+
+Beside the tables a store keeps their history: what has been in force since each was last settled (glb.store.history).
+What others changed it notices when it looks next; of several such changes in a row, only the last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from glb.errors import StoreError
 from glb.table.config import TableSet
 from glb.table.document import Format
+from glb.table.fields import Address
+
+if TYPE_CHECKING:  # directors need none
+    from glb.store.history import History
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +40,17 @@ class Store(Protocol):
     def load(self) -> Snapshot:
         """What is stored. StoreError if it cannot be read, ConfigError if it is no valid set of tables."""
 
-    def update(self, change: Change) -> Snapshot:
-        """Replace what is stored by `change` of it. The same errors; after any of them nothing has changed."""
+    def update(self, change: Change, *, by: str) -> Snapshot:
+        """Replace what is stored by `change` of it. The same errors; after any of them nothing has changed.
+
+        by: the command, for the history.
+        """
+
+    def history(self, snapshot: Snapshot) -> History:
+        """What was in force, the snapshot's tables last. StoreError or ConfigError if it cannot be read."""
+
+    def settle(self, table: str, backends: Collection[Address] | None = None) -> None:
+        """Note that displaced flows of the table have ended: all, or those that these backends held."""
 
 
 def open_store(url: str) -> Store:

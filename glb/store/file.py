@@ -9,12 +9,17 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING
 
 from glb.errors import StoreError
 from glb.store import Change, Snapshot
 from glb.table.config import TableSet, parse_tables
 from glb.table.document import format_of
+from glb.table.fields import Address
+
+if TYPE_CHECKING:
+    from glb.store.history import History
 
 LOCK_TIMEOUT_S = 10.0
 _LOCK_POLL_S = 0.05
@@ -36,15 +41,16 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 
 class FileStore:
-    """A file of tables, and beside it a lock file (PATH.lock) that changes of it are made under."""
+    """A file of tables; beside it a lock file (PATH.lock) that changes are made under, and PATH.history."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.path.realpath(path)  # a symbolic link stays; what it names is replaced
+        self._history_path = f"{self.path}.history"
 
     def load(self) -> Snapshot:
         return self._snapshot(read_bytes(self.path))
 
-    def update(self, change: Change) -> Snapshot:
+    def update(self, change: Change, *, by: str) -> Snapshot:
         with self._locked():
             before = self.load()
             text = change(before)
@@ -52,8 +58,43 @@ class FileStore:
                 return before
             content = text.encode()
             after = self._snapshot(content)  # refuses before anything is written
+            history = self._record_found(before)
             replace_file(self.path, content)
+            # Should this fail, or the machine stop here, the next look finds a change that it does not know.
+            self._write_history(history.with_tables(after.tables, at=_now(), by=by))
             return after
+
+    def history(self, snapshot: Snapshot) -> History:
+        return self.history_of(snapshot.tables)
+
+    def history_of(self, tables: TableSet) -> History:
+        """The same, of tables that were read already."""
+        from glb.store.history import EMPTY, FOUND, decode
+
+        known = decode(read_bytes(self._history_path), source=self._history_path) if self.has_history else EMPTY
+        return known.with_tables(tables, at=_now(), by=FOUND)
+
+    @property
+    def has_history(self) -> bool:
+        """Whether anything was changed through the store yet."""
+        return os.path.exists(self._history_path)
+
+    def settle(self, table: str, backends: Collection[Address] | None = None) -> None:
+        with self._locked():
+            self._write_history(self.history(self.load()).settled(table, backends))
+
+    def _record_found(self, snapshot: Snapshot) -> History:
+        """The history, on disk before what it ends with is replaced."""
+        history = self.history(snapshot)
+        self._write_history(history)
+        return history
+
+    def _write_history(self, history: History) -> None:
+        from glb.store.history import encode
+
+        content = encode(history)
+        if not self.has_history or read_bytes(self._history_path) != content:
+            replace_file(self._history_path, content, like=self.path)  # it holds the same secrets
 
     def _snapshot(self, content: bytes) -> Snapshot:
         format_ = format_of(self.path)
@@ -84,10 +125,14 @@ class FileStore:
             os.close(lock)
 
 
-def replace_file(path: str, content: bytes) -> None:
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def replace_file(path: str, content: bytes, *, like: str | None = None) -> None:
     """Write a file so that readers, and a machine that loses power, see the old one or the new one, whole.
 
-    Mode and owner of an old file are kept. StoreError with the reason; the old file stays then.
+    Mode and owner are the old file's, or those of `like`. StoreError with the reason; the old file stays then.
     """
     path = os.path.realpath(path)
     folder = os.path.dirname(path)
@@ -96,7 +141,7 @@ def replace_file(path: str, content: bytes) -> None:
         try:
             with open(descriptor, "wb") as file:
                 file.write(content)
-                _keep_mode_and_owner(path, descriptor)
+                _keep_mode_and_owner(like or path, descriptor)
                 file.flush()
                 os.fsync(descriptor)
             os.replace(temporary, path)  # The new file is live after this call.

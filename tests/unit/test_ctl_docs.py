@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -21,16 +22,29 @@ def _documented_table() -> str:
     return match[1]
 
 
+def documented_files(folder: Path) -> None:
+    """tables.json as on the page, shrunk.json without its last backend, and grown.json with one more."""
+    tables = json.loads(_documented_table())
+    (folder / "tables.json").write_text(_documented_table())
+    backends = tables["tables"][0]["backends"]
+    for name, changed in (
+        ("shrunk.json", backends[:-1]),
+        ("grown.json", [*backends, {"ip": "10.0.0.4", "state": "active", "healthy": True}]),
+    ):
+        tables["tables"][0]["backends"] = changed
+        (folder / name).write_text(json.dumps(tables))
+
+
 def test_the_documented_table_is_good() -> None:
     assert parse_tables(_documented_table(), source="table.md").warnings == ()
 
 
 def test_every_example_prints_what_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tables.json").write_text(_documented_table())
+    documented_files(tmp_path)
     blocks = re.findall(r"```console\n(.*?)```", (_DOCS / "operate" / "glbctl.md").read_text(), re.DOTALL)
     examples = [example for block in blocks for example in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]]
-    assert len(examples) >= 9
+    assert len(examples) >= 13
     for example in examples:
         command, _, expected = example.partition("\n")
         program, *arguments = shlex.split(command)

@@ -116,7 +116,7 @@ def test_a_second_drain_is_refused_with_the_number_of_rows(source: Path) -> None
     for more in ((), ("--dry-run",)):
         result = _run("drain", "web", "10.0.0.2", "--store", source, *more)
         assert result.exit_code == 3
-        assert " of 65536 rows would lose their flows: 10.0.0.1 is draining, and rows have 2 hops" in result.stderr
+        assert " of 65536 rows could lose flows that 10.0.0.2 (" in result.stderr
     assert _states(source) == ["draining", "active", "active", "active"]
     result = _run("drain", "web", "10.0.0.2", "--store", source, "--force")
     assert result.exit_code == 0

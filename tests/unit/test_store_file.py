@@ -37,11 +37,11 @@ def _files(path: Path) -> set[str]:
 def test_update_replaces_the_file_and_returns_what_is_stored(path: Path) -> None:
     store = FileStore(path)
     before = store.load()
-    after = store.update(lambda snapshot: set_state(snapshot, 0, 1, State.draining))
+    after = store.update(lambda snapshot: set_state(snapshot, 0, 1, State.draining), by="test")
     assert after == store.load()
     assert after.version != before.version
     assert _states(path) == ["active", "draining", "active", "active"]
-    assert _files(path) == {"tables.json", "tables.json.lock"}
+    assert _files(path) == {"tables.json", "tables.json.lock", "tables.json.history"}
 
 
 @pytest.mark.parametrize("change", [lambda snapshot: None, lambda snapshot: snapshot.text], ids=["none", "same"])
@@ -49,16 +49,16 @@ def test_no_change_leaves_the_very_file(path: Path, change: object) -> None:
     inode = path.stat().st_ino
     store = FileStore(path)
     assert callable(change)
-    assert store.update(change) == store.load()
+    assert store.update(change, by="test") == store.load()
     assert path.stat().st_ino == inode
 
 
 def test_a_result_that_is_no_valid_table_is_refused_and_the_file_stays(path: Path) -> None:
     before = path.read_bytes()
     with pytest.raises(ConfigError, match="is missing"):
-        FileStore(path).update(lambda snapshot: "{}")
+        FileStore(path).update(lambda snapshot: "{}", by="test")
     with pytest.raises(ZeroDivisionError):
-        FileStore(path).update(lambda snapshot: str(1 // 0))
+        FileStore(path).update(lambda snapshot: str(1 // 0), by="test")
     assert path.read_bytes() == before
     assert _files(path) == {"tables.json", "tables.json.lock"}
 
@@ -73,7 +73,7 @@ def test_a_write_that_fails_leaves_the_file_and_no_litter(
     before = path.read_bytes()
     monkeypatch.setattr(file.os, failing, fail)
     with pytest.raises(StoreError, match="No space left on device"):
-        FileStore(path).update(lambda snapshot: set_state(snapshot, 0, 0, State.draining))
+        FileStore(path).update(lambda snapshot: set_state(snapshot, 0, 0, State.draining), by="test")
     assert path.read_bytes() == before
     assert _files(path) == {"tables.json", "tables.json.lock"}
 
@@ -83,7 +83,7 @@ def test_mode_and_owner_are_kept(path: Path) -> None:
     if os.geteuid() == 0:
         os.chown(path, 1234, 4321)
     before = path.stat()
-    FileStore(path).update(lambda snapshot: set_state(snapshot, 0, 0, State.draining))
+    FileStore(path).update(lambda snapshot: set_state(snapshot, 0, 0, State.draining), by="test")
     after = path.stat()
     assert stat.S_IMODE(after.st_mode) == 0o640
     assert (after.st_uid, after.st_gid) == (before.st_uid, before.st_gid)
@@ -102,14 +102,14 @@ def test_a_new_file_has_the_usual_mode(tmp_path: Path) -> None:
 def test_a_symbolic_link_stays_one(path: Path) -> None:
     link = path.parent / "link.json"
     link.symlink_to(path.name)
-    FileStore(link).update(lambda snapshot: set_state(snapshot, 0, 2, State.draining))
+    FileStore(link).update(lambda snapshot: set_state(snapshot, 0, 2, State.draining), by="test")
     assert link.is_symlink()
     assert _states(path)[2] == "draining"
 
 
 def test_changes_from_many_threads_are_all_kept(path: Path) -> None:
     def drain(backend: int) -> None:
-        FileStore(path).update(lambda snapshot: set_state(snapshot, 0, backend, State.draining))
+        FileStore(path).update(lambda snapshot: set_state(snapshot, 0, backend, State.draining), by="test")
 
     threads = [threading.Thread(target=drain, args=(backend,)) for backend in range(4)]
     for thread in threads:
@@ -131,7 +131,7 @@ def test_a_reader_never_sees_half_a_file(path: Path) -> None:
     reader.start()
     for turn in range(60):
         state = State.draining if turn % 2 else State.active
-        FileStore(path).update(lambda snapshot, state=state: set_state(snapshot, 0, 0, state))
+        FileStore(path).update(lambda snapshot, state=state: set_state(snapshot, 0, 0, state), by="test")
     done.set()
     reader.join()
     assert seen <= {"active", "draining"}
@@ -142,8 +142,8 @@ def test_a_lock_that_is_held_is_named(path: Path, monkeypatch: pytest.MonkeyPatc
     with open(f"{path}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(StoreError, match=r"tables.json.lock: held by another change"):
-            FileStore(path).update(lambda snapshot: None)
-    FileStore(path).update(lambda snapshot: None)
+            FileStore(path).update(lambda snapshot: None, by="test")
+    FileStore(path).update(lambda snapshot: None, by="test")
 
 
 @pytest.mark.parametrize("url", ["{}", "file://{}"])
@@ -176,5 +176,5 @@ def test_only_json_can_be_changed(tmp_path: Path) -> None:
     path.write_text(text())  # JSON is YAML
     store = FileStore(path)
     with pytest.raises(StoreError, match="only JSON files can be changed by glbctl, this one is YAML"):
-        store.update(lambda snapshot: set_state(snapshot, 0, 0, State.draining))
+        store.update(lambda snapshot: set_state(snapshot, 0, 0, State.draining), by="test")
     assert isinstance(store.load(), Snapshot)

@@ -61,7 +61,7 @@ def test_documentation_has_the_same_table_of_verbs() -> None:
 
 def test_rows_at_risk_are_refused_and_counted() -> None:
     plan = _plan("drain", "draining+ active+ active+ active+", "10.0.0.2")
-    with pytest.raises(UnsafeChangeError, match=rf"{plan.diff.rows_losing_flows} of 65536 rows.*10.0.0.1 is draining"):
+    with pytest.raises(UnsafeChangeError, match=rf"{plan.diff.rows_at_risk} of 65536 rows could lose.*10.0.0.2 \("):
         plan.refuse_unless(force=False)
     plan.refuse_unless(force=True)
     _plan("drain", "draining+ active+ active+ active+", "10.0.0.2", hops=3).refuse_unless(force=False)
