@@ -3,11 +3,11 @@
 A packet's way, through a director and a proxy:
 
     NIC ─▶ bpf/director.bpf.c ─▶ glb._xsk ─▶ glb._fastpath ─▶ glb._xsk ─▶ network
-           │ classify            │ AF_XDP    parse, classify,  │ AF_XDP
-           │ (XDP)               │ receive   hash, row,        │ send
-           ▼                     ▼           encapsulate       ▼
-           host's own stack      dropped, counted by reason    proxy: proxy_agent._verdict ─▶ its own TCP stack (accept)
-           (not for a bind)                                           │                       dropped, counted by reason
+           │ classify (XDP);     │ AF_XDP    parse, classify,  │ AF_XDP
+           │ common packets are  │ receive   hash, row,        │ send
+           │ encapsulated here   ▼           encapsulate       ▼
+           ▼ and sent            dropped, counted by reason    proxy: proxy_agent._verdict ─▶ its own TCP stack (accept)
+           host's own stack                                           │                       dropped, counted by reason
                                                                       └─▶ the next hop's agent (bounce: second chance)
 
 A configuration's way, from an operator's command to the packets:
@@ -24,6 +24,7 @@ A configuration's way, from an operator's command to the packets:
 Beside them:
 
     glb.director.nexthops   kernel routes and neighbours -> MAC address and MTU of each backend
+    glb.director.pin        the kernel's program outlives the daemon, and is taken over by the next
     glb.director.announce   the device that exists while this director forwards; BGP follows it
     glb.director.metrics    counts -> Prometheus, served by glb.admin
     glb.director.replay     the same packet path over capture files

@@ -125,21 +125,12 @@ def refused(parse: Callable[[], object]) -> bool:
     return False
 
 
-def backend_with(key: str, value: object) -> str:
-    document = json.loads((ROOT / "packaging" / "config" / "tables.json").read_text())
-    document["tables"][0]["backends"][0][key] = value
-    return json.dumps(document)
-
-
 # What README's table of the status says in "not there yet" -> whether the code refuses it as such.
 NOT_YET = {
-    "XDP accelerator": lambda: refused(lambda: director_config.parse_config('datapath = "xdp"', source="t")),
     "the XDP engine": lambda: refused(
         lambda: agent_config.parse(b'interface = "e"\nvips = ["192.0.2.1"]\nengine = "xdp"', "t")
     ),
     "etcd as the store": lambda: refused(lambda: open_store("etcd://localhost")),
-    "weights": lambda: refused(lambda: parse_tables(backend_with("weight", 2), source="t")),
-    "zones": lambda: refused(lambda: parse_tables(backend_with("zone", "a"), source="t")),
 }
 
 
@@ -190,6 +181,7 @@ def director_metrics() -> dict[str, tuple[str, set[str]]]:
         status=lambda: status,
         last_reload=Reload(),
         interface=SimpleNamespace(name="eth0"),
+        engine="accelerated",
         xdp_mode="native",
     )
     return exposed(DirectorCollector(director))  # type: ignore[arg-type]
