@@ -120,11 +120,11 @@ class RowBuilder:
         return None
 
 
-def order_of(table: Table) -> _rendezvous.Order:
-    """The table's rendezvous order, nothing remembered."""
+def order_of(table: Table, *, engine: str = _rendezvous.ENGINE) -> _rendezvous.Order:
+    """The table's rendezvous order, nothing remembered. engine: one of _rendezvous.ENGINES; all give the same."""
     addresses = [backend.address.packed for backend in table.backends]
     keep = min(len(addresses), _rendezvous.MAX_KEPT)
-    return _rendezvous.Order(table.seed, addresses, table.n_rows, keep, weights=placed_weights(table))
+    return _rendezvous.Order(table.seed, addresses, table.n_rows, keep, weights=placed_weights(table), engine=engine)
 
 
 def build_rows(table: Table) -> Rows:
