@@ -162,6 +162,18 @@ def test_apply_refuses_a_broken_file_and_another_format(source: Path, tmp_path: 
     assert source.read_text() == text(4)
 
 
+def test_apply_counts_the_health_that_directors_see(source: Path, tmp_path: Path) -> None:
+    """10.0.0.1 is thought dead; who took over for it is left out where an addition comes in front of both."""
+    seen = director_status(source)
+    with endpoint(lambda: seen) as url:
+        assert _apply(source, tmp_path, text(5), "--director", url, "--dry-run").exit_code == 0
+        seen["tables"][0]["backends"][0]["healthy"] = False
+        result = _apply(source, tmp_path, text(5), "--director", url)
+    assert (result.exit_code, source.read_text()) == (3, text(4))
+    assert all(f"10.0.0.{number} (" in result.stderr for number in (2, 3, 4))
+    assert "10.0.0.1 (" not in result.stderr
+
+
 def test_apply_waits_for_the_directors(source: Path, tmp_path: Path) -> None:
     old = director_status(source)
     with endpoint(lambda: old) as url:
