@@ -23,7 +23,7 @@ struct settings {
     __u32 frame_bytes;
     __u32 n_vips;
     __u32 clients;          /* a mask: how many of the source address's low bits vary */
-    __u32 reserved;
+    __u32 port;             /* destination port */
     __u8 header[80];
     __u32 vips[MAX_VIPS][4]; /* wire order; IPv4: the first word */
 };
@@ -44,7 +44,7 @@ struct {
 
 static __always_inline int reset(struct xdp_md *ctx, int is_ipv6)
 {
-    __u32 zero = 0, size = is_ipv6 ? IPV6_HEADERS : IPV4_HEADERS, random = bpf_get_prandom_u32(), client;
+    __u32 zero = 0, size = is_ipv6 ? IPV6_HEADERS : IPV4_HEADERS, random = bpf_get_prandom_u32(), client, ports;
     struct settings *set = bpf_map_lookup_elem(&settings, &zero);
     const __u32 *vip;
     __u8 *frame;
@@ -58,15 +58,17 @@ static __always_inline int reset(struct xdp_md *ctx, int is_ipv6)
     __builtin_memcpy(frame, set->header, size);
     vip = set->vips[((__u64)random * set->n_vips >> 32) & (MAX_VIPS - 1)];
     client = random & set->clients;
+    /* Both in one store: a load that needs two earlier stores waits for them, as no packet from a device makes it. */
+    ports = bpf_htonl((1024 | (client & 0x7fff)) << 16 | set->port);
     if (is_ipv6) {
         *(__u32 *)(frame + SOURCE6) = client;
         *(__u32 *)(frame + SOURCE6 + 4) = ~client;
         __builtin_memcpy(frame + DESTINATION6, vip, 16);
-        *(__u16 *)(frame + PORT6) = bpf_htons(1024 | (client & 0x7fff));
+        *(__u32 *)(frame + PORT6) = ports;
     } else {
         *(__u32 *)(frame + SOURCE4) = client;
         *(__u32 *)(frame + DESTINATION4) = *vip;
-        *(__u16 *)(frame + PORT4) = bpf_htons(1024 | (client & 0x7fff));
+        *(__u32 *)(frame + PORT4) = ports;
     }
     bpf_tail_call(ctx, &programs, 0);
     return XDP_ABORTED;

@@ -25,11 +25,14 @@ _ALL_CLIENTS = 0xFFFFFFFF
 class Director:
     """bpf/director.bpf.c with tables to forward by, not attached to anything."""
 
-    def __init__(self, tables: str, ifindex: int = 1) -> None:
-        """`ifindex`: where frames come in and tunnel packets leave, so by XDP_TX; 1 is that of test runs."""
+    def __init__(self, tables: str, ifindex: int = 1, path: Path | None = None) -> None:
+        """`ifindex`: where frames come in and tunnel packets leave, so by XDP_TX; 1 is that of test runs.
+
+        `path`: another object than the installed one, to compare the two.
+        """
         self.published = _publish(tables, ifindex)
         forwarding = self.published.forwarding
-        path = Path(str(files("glb"))) / "bpf_objects" / "director.bpf.o"
+        path = path or Path(str(files("glb"))) / "bpf_objects" / "director.bpf.o"
         self._object = _bpf.BpfObject(path, forwarding.options(accelerate=True, ifindex=ifindex))
         for slot, fd in enumerate(forwarding.rows_memory.fds):
             _bpf.update_map(self._object.map("glb_chunks"), slot.to_bytes(4, "little"), fd.to_bytes(4, "little"))
@@ -73,7 +76,7 @@ class Chain:
         self._frame = frame
         self._director = director
         self._object = _bpf.BpfObject(compiled.bpf_object("chain.bpf.c"))
-        head = struct.pack("=4I80s", len(frame), len(vips), clients, 0, frame[:80])
+        head = struct.pack("=4I80s", len(frame), len(vips), clients, samples.PORT, frame[:80])
         addresses = b"".join(vip.ljust(16, b"\0") for vip in vips).ljust(16 * _MAX_VIPS, b"\0")
         _bpf.update_map(self._object.map("settings"), _FIRST, head + addresses)
         program = director.program if director else self._object.program("stop")
