@@ -7,7 +7,7 @@ from glb._fastpath cimport (
     GLB_CHUNK_ROWS, GLB_MAX_STRIDE,
     GLB_DROP_NO_BACKEND, GLB_DROP_NO_NEXT_HOP, GLB_DROP_TOO_BIG, GLB_FORWARD, GLB_MAX_BACKENDS,
     GLB_NEXT_HOP_KNOWN_BIT, GLB_NO_HOP, HASH_DST_ADDR, HASH_DST_PORT,
-    HASH_SRC_ADDR, HASH_SRC_PORT, MAX_LIST, MESSAGE_BYTES, Counters, Packet, Plan, Table, glb_backend,
+    HASH_SRC_ADDR, HASH_SRC_PORT, MAX_LIST, MESSAGE_BYTES, MTU_UNKNOWN, Counters, Packet, Plan, Table, glb_backend,
 )
 from glb._siphash cimport siphash, siphash24
 from glb._wire cimport (
@@ -100,7 +100,10 @@ cdef inline uint8_t encapsulate(const Plan* plan, Packet* packet, Counters* coun
     cdef uint32_t further = n - 1
     cdef uint32_t overhead = OVERHEAD_BYTES + 4 * further
     cdef uint32_t outer_length = overhead + packet.ip_length
-    if outer_length > primary.mtu_bytes:
+    cdef uint32_t mtu_bytes = primary.mtu_bytes
+    if outer_length > mtu_bytes:
+        packet.room = mtu_bytes - overhead if mtu_bytes > overhead else 0
+        packet.answerable &= mtu_bytes < MTU_UNKNOWN
         return GLB_DROP_TOO_BIG
     cdef uint64_t next_hop = primary.next_hop
     if not (next_hop >> GLB_NEXT_HOP_KNOWN_BIT) & 1:
@@ -140,4 +143,5 @@ cdef inline uint8_t encapsulate(const Plan* plan, Packet* packet, Counters* coun
     counters.backends[primary.counter & (GLB_MAX_BACKENDS - 1)] += 1
     packet.length += overhead
     packet.frame = ethernet
+    packet.sends = True
     return GLB_FORWARD

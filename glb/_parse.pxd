@@ -97,10 +97,12 @@ cdef inline uint8_t parse(const Plan* plan, Packet* packet) noexcept nogil:
     cdef Cursor cursor
     cursor.at = packet.frame
     cursor.end = packet.frame + packet.length
+    packet.answerable = True
     cdef const uint8_t* ethernet = take(&cursor, ETHERNET_BYTES)
     if ethernet == NULL:
         return GLB_HOST
     cdef uint16_t ethertype = load_be16(ethernet + 12)
+    packet.link_bytes = ETHERNET_BYTES
     if ethertype == GLB_ETH_P_IP:
         return parse_ipv4(plan, packet, cursor)
     if ethertype == GLB_ETH_P_IPV6:
@@ -220,6 +222,7 @@ cdef inline uint8_t classify_later_fragment(
 ) noexcept nogil:
     """No ports: forwarded where neither the table nor the row depends on them."""
     cdef uint32_t table
+    packet.answerable = False
     if protocol == icmp:  # of an echo request, whose ports count as 0 in every piece
         return classify_echo(plan, packet, prefix)
     if protocol != GLB_PROTO_TCP and protocol != GLB_PROTO_UDP:
@@ -318,4 +321,5 @@ cdef inline uint8_t classify_quoted(
     memcpy(packet.ports + 2, ports, 2)
     packet.hint = load_be16(ports + 2)
     packet.table = table
+    packet.answerable = False
     return GLB_FORWARD
