@@ -14,6 +14,7 @@ cdef extern from "glb_layout.h" nogil:
         GLB_MAX_LENGTHS
         GLB_NO_TABLE
         GLB_MAX_EXTENSION_HEADERS
+        GLB_MAX_TAGS
         GLB_MAX_TABLES
         GLB_MAX_BACKENDS
         GLB_CHUNK_ROWS
@@ -152,7 +153,7 @@ cdef struct Packet:
     uint16_t table         # index
     uint16_t hint          # mixed into the outer UDP source port, host order
     uint8_t address_bytes  # 4 or 16
-    uint8_t link_bytes     # of the frame before the IP header
+    uint8_t link_bytes     # of the frame before the IP header: Ethernet and its VLAN tags
     uint8_t answerable     # flag: neither a later fragment nor an ICMP error, so its sender may be told that it is too big
     uint8_t sends          # flag: `frame` is now one to send, the tunnel packet or an answer to the sender
     uint16_t room          # of a packet that is too big: bytes of IP packet that fit the path beside the tunnel's front

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scapy.layers.l2 import Ether
+from scapy.layers.inet import ICMP, IP, UDP
+from scapy.layers.l2 import Dot1Q, Ether
+from scapy.packet import Raw
 from topology import Host, Switch, eventually
 
 import glb
@@ -28,6 +30,7 @@ from glb.wire.gue import TunnelPacket, parse_tunnel
 pytestmark = [pytest.mark.netns, pytest.mark.bpf]
 
 SO_RCVBUFFORCE = 33
+SOL_PACKET, PACKET_AUXDATA = 263, 8
 IP_MTU_DISCOVER, IP_MTU, IPV6_MTU_DISCOVER, IPV6_MTU, PMTUDISC_DO = 10, 14, 23, 24, 2
 VIP, VIP6 = "203.0.113.10", "2001:db8::10"
 
@@ -216,6 +219,37 @@ def test_a_sender_of_packets_that_are_too_big_learns_what_fits(director: Directo
     assert listener.next()[1].inner.endswith(b"m" * 100)
     assert director.metric('glb_director_too_big_answers_total{result="sent"}') == 1
     assert director.metric('glb_director_drops_total{reason="too_big"}') == 1
+
+
+@pytest.mark.parametrize(("size", "kind"), [(20, "tunnel packet"), (1472, "answer")])
+def test_a_tagged_frame_is_answered_and_forwarded_with_its_tag(director: Director, size: int, kind: str) -> None:
+    net = director.net
+    director.start()
+    frame = Ether(src=net["client"].mac, dst=net["director"].mac) / Dot1Q(vlan=100, prio=5)
+    frame /= IP(src=net["client"].ipv4, dst=VIP) / UDP(dport=80) / Raw(bytes(size))
+    with net.core.inside(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as port:
+        port.bind(("director", 0))
+        port.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
+        port.setblocking(False)
+        port.send(bytes(frame))
+
+        def received() -> tuple[bytes, int] | None:
+            """A frame from the director, less its tag, which the kernel takes out; and that tag."""
+            while True:
+                try:
+                    data, ancillary, flags, _ = port.recvmsg(65535, 64)
+                except BlockingIOError:
+                    return None
+                vlan = int.from_bytes(ancillary[0][2][16:18], sys.byteorder)
+                if flags == 0 and vlan:
+                    return data, vlan
+
+        data, vlan = eventually(received)
+    assert vlan == 5 << 13 | 100
+    if kind == "answer":
+        assert Ether(data)[ICMP].nexthopmtu == 1500 - 36 and Ether(data).dst == net["client"].mac
+    else:
+        assert parse_tunnel(data[14:]).inner == bytes(frame)[18:] and Ether(data).dst == net["proxy1"].mac
 
 
 def test_a_new_table_is_published_and_a_bad_one_refused(director: Director) -> None:
