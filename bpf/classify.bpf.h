@@ -14,6 +14,7 @@
 #include "glb_protocol.h"
 
 #define ETHERNET_BYTES 14
+#define TAG_BYTES 4
 #define IPV4_BYTES 20
 #define IPV6_BYTES 40
 #define FRAGMENT_OFFSET 0x1fff
@@ -244,9 +245,10 @@ static __always_inline enum verdict icmpv6(struct xdp_md *ctx, const struct glb_
     return quoted(ctx, generation, find_ipv6(generation, inner.source), protocol, place);
 }
 
-static __always_inline enum verdict ipv4(struct xdp_md *ctx, const struct glb_generation *generation, void *data, void *data_end)
+static __always_inline enum verdict ipv4(struct xdp_md *ctx, const struct glb_generation *generation, void *data, void *data_end,
+                                         __u32 link_bytes)
 {
-    struct ipv4 *header = data + ETHERNET_BYTES;
+    struct ipv4 *header = data + link_bytes;
     struct place place = {};
     int prefix;
     __u32 header_bytes, total;
@@ -259,10 +261,10 @@ static __always_inline enum verdict ipv4(struct xdp_md *ctx, const struct glb_ge
     header_bytes = (header->version_ihl & 0x0f) * 4;
     total = bpf_ntohs(header->total_length);
     if (header->version_ihl >> 4 != 4 || header_bytes < IPV4_BYTES || total < header_bytes
-        || ETHERNET_BYTES + total > bpf_xdp_get_buff_len(ctx))
+        || link_bytes + total > bpf_xdp_get_buff_len(ctx))
         return HAND_OVER;
-    place.at = ETHERNET_BYTES + header_bytes;
-    place.end = ETHERNET_BYTES + total;
+    place.at = link_bytes + header_bytes;
+    place.end = link_bytes + total;
     if (header->fragment & bpf_htons(FRAGMENT_OFFSET))
         return later_fragment(generation, header->protocol, GLB_PROTO_ICMP);
     if (header->protocol == GLB_PROTO_ICMP)
@@ -270,9 +272,10 @@ static __always_inline enum verdict ipv4(struct xdp_md *ctx, const struct glb_ge
     return ports(ctx, generation, prefix, header->protocol, place);
 }
 
-static __always_inline enum verdict ipv6(struct xdp_md *ctx, const struct glb_generation *generation, void *data, void *data_end)
+static __always_inline enum verdict ipv6(struct xdp_md *ctx, const struct glb_generation *generation, void *data, void *data_end,
+                                         __u32 link_bytes)
 {
-    struct ipv6 *header = data + ETHERNET_BYTES;
+    struct ipv6 *header = data + link_bytes;
     struct place place = {};
     int prefix;
     int is_later_fragment = 0;
@@ -283,7 +286,7 @@ static __always_inline enum verdict ipv6(struct xdp_md *ctx, const struct glb_ge
     prefix = find_ipv6(generation, header->destination);
     if (prefix < 0)
         return PASS;
-    place.at = ETHERNET_BYTES + IPV6_BYTES;
+    place.at = link_bytes + IPV6_BYTES;
     place.end = place.at + bpf_ntohs(header->payload_length);
     if (bpf_ntohl(header->version_label) >> 28 != 6 || place.end > bpf_xdp_get_buff_len(ctx))
         return HAND_OVER;
@@ -297,15 +300,25 @@ static __always_inline enum verdict ipv6(struct xdp_md *ctx, const struct glb_ge
     return ports(ctx, generation, prefix, protocol, place);
 }
 
-/* Every kind of packet, slowly and completely. */
+/* Every kind of packet, slowly and completely; VLAN tags are looked past. */
 static __always_inline enum verdict classify(struct xdp_md *ctx, const struct glb_generation *generation, void *data, void *data_end)
 {
     __be16 ethertype = *(__be16 *)(data + 12);
+    __u32 link_bytes = ETHERNET_BYTES;
 
+#pragma unroll
+    for (int i = 0; i < GLB_MAX_TAGS; i++) {
+        if (ethertype != bpf_htons(GLB_ETH_P_8021Q) && ethertype != bpf_htons(GLB_ETH_P_8021AD))
+            break;
+        if (data + link_bytes + TAG_BYTES > data_end)
+            return PASS;
+        ethertype = *(__be16 *)(data + link_bytes + 2);
+        link_bytes += TAG_BYTES;
+    }
     if (ethertype == bpf_htons(GLB_ETH_P_IP))
-        return ipv4(ctx, generation, data, data_end);
+        return ipv4(ctx, generation, data, data_end, link_bytes);
     if (ethertype == bpf_htons(GLB_ETH_P_IPV6))
-        return ipv6(ctx, generation, data, data_end);
+        return ipv6(ctx, generation, data, data_end, link_bytes);
     return PASS;
 }
 

@@ -21,6 +21,7 @@
 #define GLB_MAX_LENGTHS 130    /* distinct prefix lengths of one family, and a terminating 0xff */
 #define GLB_NO_TABLE 0xffff
 #define GLB_MAX_EXTENSION_HEADERS 8
+#define GLB_MAX_TAGS 2 /* VLAN tags of a frame */
 #define GLB_MAX_TABLES 256
 #define GLB_MAX_BACKENDS 16384 /* of all tables together; a power of two */
 #define GLB_CHUNK_ROWS 65536   /* rows that one chunk holds; larger tables have several */

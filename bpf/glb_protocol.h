@@ -21,5 +21,7 @@
 
 #define GLB_ETH_P_IP 0x0800
 #define GLB_ETH_P_IPV6 0x86dd
+#define GLB_ETH_P_8021Q 0x8100  /* VLAN tag */
+#define GLB_ETH_P_8021AD 0x88a8 /* outer one of two */
 
 #endif

@@ -13,7 +13,7 @@ _EDGES = (0, 1, 2, 3, 4, 5, 6, 8, 11, 12, 17, 43, 44, 58, 60, 0x40, 0x45, 0x46, 
 def mutated(corpus: Sequence[bytes], seed: int, n: int) -> Iterator[bytes]:
     """`n` frames, each one of the corpus with one to four changes. The same seed gives the same frames."""
     choose = random.Random(seed)
-    changes = (_flip, _edge, _cut, _grow, _length, _splice, _extension, _protocol)
+    changes = (_flip, _edge, _cut, _grow, _length, _splice, _extension, _protocol, _tag)
     for _ in range(n):
         frame = bytearray(choose.choice(corpus))
         for _ in range(choose.randint(1, 4)):
@@ -84,3 +84,9 @@ def _protocol(frame: bytearray, choose: random.Random, _: Sequence[bytes]) -> No
     at = 23 if frame[12:14] == b"\x08\x00" else 20
     if len(frame) > at:
         frame[at] = choose.choice((0, 1, 6, 17, 43, 44, 50, 58, 60))
+
+
+def _tag(frame: bytearray, choose: random.Random, _: Sequence[bytes]) -> None:
+    """VLAN tags; the other changes then hit what they took for another field."""
+    for _ in range(choose.choice((1, 1, 2, 3))):
+        frame[12:12] = choose.choice((b"\x81\x00", b"\x88\xa8", b"\x91\x00")) + choose.randbytes(2)

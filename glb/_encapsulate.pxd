@@ -4,10 +4,10 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from glb._fastpath cimport (
-    GLB_CHUNK_ROWS, GLB_MAX_STRIDE,
+    GLB_CHUNK_ROWS, GLB_MAX_STRIDE, GLB_MAX_TAGS,
     GLB_DROP_NO_BACKEND, GLB_DROP_NO_NEXT_HOP, GLB_DROP_TOO_BIG, GLB_FORWARD, GLB_MAX_BACKENDS,
     GLB_NEXT_HOP_KNOWN_BIT, GLB_NO_HOP, HASH_DST_ADDR, HASH_DST_PORT,
-    HASH_SRC_ADDR, HASH_SRC_PORT, MAX_LIST, MESSAGE_BYTES, Counters, Packet, Plan, Table, glb_backend,
+    HASH_SRC_ADDR, HASH_SRC_PORT, MAX_LIST, MESSAGE_BYTES, MTU_UNKNOWN, Counters, Packet, Plan, Table, glb_backend,
 )
 from glb._siphash cimport siphash, siphash24
 from glb._wire cimport (
@@ -16,7 +16,6 @@ from glb._wire cimport (
 
 
 cdef enum:
-    FRONT_ETHERNET_BYTES = 14
     FRONT_IPV4_BYTES = 20
     OVERHEAD_BYTES = 36     # outer IPv4, UDP, GUE and private data header; 4 more for each hop after the first
 
@@ -100,21 +99,26 @@ cdef inline uint8_t encapsulate(const Plan* plan, Packet* packet, Counters* coun
     cdef uint32_t further = n - 1
     cdef uint32_t overhead = OVERHEAD_BYTES + 4 * further
     cdef uint32_t outer_length = overhead + packet.ip_length
-    if outer_length > primary.mtu_bytes:
+    cdef uint32_t mtu_bytes = primary.mtu_bytes
+    if outer_length > mtu_bytes:
+        packet.room = mtu_bytes - overhead if mtu_bytes > overhead else 0
+        packet.answerable &= mtu_bytes < MTU_UNKNOWN
         return GLB_DROP_TOO_BIG
     cdef uint64_t next_hop = primary.next_hop
     if not (next_hop >> GLB_NEXT_HOP_KNOWN_BIT) & 1:
         return GLB_DROP_NO_NEXT_HOP
-    cdef uint8_t* ip = packet.frame + FRONT_ETHERNET_BYTES - overhead
-    cdef uint8_t* ethernet = ip - FRONT_ETHERNET_BYTES
+    cdef uint8_t* ip = packet.frame + packet.link_bytes - overhead
+    cdef uint8_t* ethernet = packet.frame - overhead
     cdef uint32_t i
+    # The VLAN tags stay: copied before the front overwrites them, and if there are none, overwritten by it.
+    memcpy(ethernet + 12, packet.frame + 12, GLB_MAX_TAGS * 4)
     if plan.source_from_frame:
         # The front ends where the frame's own Ethernet header did: copy its destination before that is overwritten.
         memcpy(ethernet + 6, packet.frame, 6)
     else:
         memcpy(ethernet + 6, plan.source_mac, 6)
     memcpy(ethernet, &next_hop, 6)
-    store_be16(ethernet + 12, GLB_ETH_P_IP)
+    store_be16(ip - 2, GLB_ETH_P_IP)
     ip[0] = 0x45
     ip[1] = 0
     store_be16(ip + 2, outer_length)
@@ -140,4 +144,5 @@ cdef inline uint8_t encapsulate(const Plan* plan, Packet* packet, Counters* coun
     counters.backends[primary.counter & (GLB_MAX_BACKENDS - 1)] += 1
     packet.length += overhead
     packet.frame = ethernet
+    packet.sends = True
     return GLB_FORWARD

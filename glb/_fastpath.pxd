@@ -15,6 +15,7 @@ cdef extern from "glb_layout.h" nogil:
         GLB_MAX_LENGTHS
         GLB_NO_TABLE
         GLB_MAX_EXTENSION_HEADERS
+        GLB_MAX_TAGS
         GLB_MAX_TABLES
         GLB_MAX_BACKENDS
         GLB_CHUNK_ROWS
@@ -99,6 +100,11 @@ cdef enum:
     BATCH = 64            # packets that go through the stages together
     MAX_LIST = 8          # hops of a row and of its alternative row
     MESSAGE_BYTES = 40    # longest hash message is 36
+    MTU_UNKNOWN = 0xffff  # of a path: no packet is too big for it but by the length field of IPv4
+
+
+cdef extern from *:
+    const uint32_t UNLIMITED "UINT32_MAX"  # answers_per_s
 
 
 cdef enum HashField:
@@ -122,6 +128,9 @@ cdef struct Counters:
     uint64_t verdicts[GLB_N_VERDICTS]  # frames; written by one worker, read by anyone
     uint64_t* tables       # frames and bytes received that were forwarded, two per table; owned
     uint64_t* backends     # frames forwarded with the backend as outer destination, per backend of all tables; owned
+    uint64_t answers_sent     # to senders of packets that are too big
+    uint64_t answers_limited  # not sent: the bucket was empty
+    uint64_t bucket_full_at_ns  # CLOCK_MONOTONIC; the worker's own
 
 
 cdef struct Plan:
@@ -135,6 +144,7 @@ cdef struct Plan:
     uint8_t source_mac[6]
     uint8_t source_ip[4]   # wire order
     uint32_t fixed_sum     # checksum words that every outer header shares
+    uint32_t answers_per_s  # to packets that are too big, of each worker; 0: none, UNLIMITED: all
 
 
 cdef struct Packet:
@@ -146,6 +156,10 @@ cdef struct Packet:
     uint16_t table         # index
     uint16_t hint          # mixed into the outer UDP source port, host order
     uint8_t address_bytes  # 4 or 16
+    uint8_t link_bytes     # of the frame before the IP header: Ethernet and its VLAN tags
+    uint8_t answerable     # flag: neither a later fragment nor an ICMP error, so its sender may be told that it is too big
+    uint8_t sends          # flag: `frame` is now one to send, the tunnel packet or an answer to the sender
+    uint16_t room          # of a packet that is too big: bytes of IP packet that fit the path beside the tunnel's front
     uint8_t ports[4]       # source and destination port of the flow, wire order
     const uint8_t* source  # address of the flow (ICMP errors: of the quoted packet, reversed), inside the frame
     const uint8_t* destination

@@ -27,6 +27,7 @@ class Forwarding:
         alt_hash_fields: int = 0,
         forward_echo: bool = True,
         source_mac: bytes | None = None,
+        answers_per_s: int | None = None,
         memory: Callable[..., Memory] | None = None,
         bank: int = 0,
     ) -> None: ...

@@ -13,6 +13,7 @@ from libc.string cimport memcmp, memcpy, memset
 from glb._encapsulate cimport OVERHEAD_BYTES, encapsulate, flow_hash, row_of
 from glb._parse cimport ETHERNET_BYTES, IPV4_FAMILY, parse
 from glb._siphash cimport sip_key
+from glb._too_big cimport answer_too_big
 from glb._wire cimport GLB_OUTER_TTL, GLB_PROTO_UDP, sum_be16
 
 from glb.errors import TableError
@@ -37,6 +38,7 @@ cdef extern from *:
     void glb_prefetch(const void* p) nogil
     void glb_prefetch_write(const void* p) nogil
     uint64_t glb_thread_ns() nogil
+    bint unlikely(bint condition) nogil
 
 
 DROP_REASONS = ("malformed", "truncated", "fragment", "too_big", "no_next_hop", "no_backend", "stale_bind")
@@ -65,8 +67,11 @@ cdef void run_batch(const Plan* plan, Counters* counters, Packet* packets, int n
             glb_prefetch(row_of(table, packet.hash))
     for i in range(n):
         packet = &packets[i]
+        packet.sends = False
         if packet.verdict == GLB_FORWARD:
             packet.verdict = encapsulate(plan, packet, counters)
+            if unlikely(packet.verdict == GLB_DROP_TOO_BIG):  # keeps the answer's code out of the loop
+                answer_too_big(plan, packet, counters)
         counters.verdicts[packet.verdict] += 1
 
 
@@ -107,11 +112,13 @@ cdef class Forwarding:
     `tables`: for each table (name, hash_key, rows, stride, backend addresses, keep_duplicates) with `rows` a buffer
     of uint16 backend indexes, native order, shape (n_rows * stride,), 0xffff where unused, and addresses 4 bytes each
     in wire order. `prefixes`: glb.table.binds.compile_binds of the same tables. `hash_fields`, `alt_hash_fields`:
-    HashField bits. `source_mac` None: frames sent take the received frame's destination. Raises TableError.
+    HashField bits. `source_mac` None: frames sent take the received frame's destination. `answers_per_s`: packets that
+    are too big that each worker answers; None: all. Raises TableError.
     """
 
     def __cinit__(self, tables, prefixes, *, bytes source_ip not None, uint32_t hash_fields=HASH_SRC_ADDR,
-                  uint32_t alt_hash_fields=0, bint forward_echo=True, source_mac=None, memory=None, int bank=0):
+                  uint32_t alt_hash_fields=0, bint forward_echo=True, source_mac=None, answers_per_s=None,
+                  memory=None, int bank=0):
         self._names = []
         self._counters = []
         self.bank = bank
@@ -128,6 +135,7 @@ cdef class Forwarding:
             if len(source_mac) != 6:
                 raise ValueError("source_mac is 6 bytes")
             memcpy(self.plan.source_mac, <const uint8_t*><bytes>source_mac, 6)
+        self.plan.answers_per_s = UNLIMITED if answers_per_s is None else answers_per_s
         self.plan.hash_fields = hash_fields
         self.plan.alt_hash_fields = alt_hash_fields
         memory = memory or PlainMemory
@@ -185,7 +193,7 @@ cdef class Forwarding:
                 backend = &table.backends[k]
                 memcpy(backend.address, <const uint8_t*><bytes>address, 4)
                 backend.address_sum = sum_be16(backend.address, 4, 0)
-                backend.mtu_bytes = 0xffff
+                backend.mtu_bytes = MTU_UNKNOWN
                 backend.counter = self.bank * GLB_MAX_BACKENDS + self.plan.n_backends + k
             self.plan.n_backends += table.n_backends
             self.plan.n_tables = i + 1
@@ -265,7 +273,7 @@ cdef class Forwarding:
 
     # -- next hops
 
-    def set_next_hop(self, bytes address not None, mac, uint32_t mtu_bytes=0xffff, uint32_t ifindex=0):
+    def set_next_hop(self, bytes address not None, mac, uint32_t mtu_bytes=MTU_UNKNOWN, uint32_t ifindex=0):
         """Send what goes to the backend `address` (4 bytes) by way of `mac` (6 bytes; None: unknown, drop).
 
         `ifindex`: the interface, for the kernel's program.
@@ -326,11 +334,13 @@ cdef class Forwarding:
         return block
 
     def counts(self):
-        """Sums over all workers: {"verdicts": {name: frames}, "tables": [(frames, bytes)], "backends": {...}}.
+        """Sums over all workers: "verdicts": {name: frames}, "tables": {name: (frames, bytes)}, "backends", "answers".
 
-        `backends` maps (table name, address text) to frames sent to it as primary.
+        `backends` maps (table name, address text) to frames sent to it as primary; `answers` tells what was answered to
+        packets that are too big: sent, and limited (not sent because of answers_per_s).
         """
         verdicts = dict.fromkeys(VERDICTS, 0)
+        answers = {"sent": 0, "limited": 0}
         tables = [[0, 0] for _ in self._names]
         backends = {}
         cdef CounterBlock block
@@ -338,6 +348,8 @@ cdef class Forwarding:
         for block in self._counters:
             for i in range(<uint32_t>GLB_N_VERDICTS):
                 verdicts[VERDICTS[i]] += block.counters.verdicts[i]
+            answers["sent"] += block.counters.answers_sent
+            answers["limited"] += block.counters.answers_limited
             k = 0
             for i, (name, addresses) in enumerate(self._names):
                 tables[i][0] += block.counters.tables[2 * i]
@@ -347,12 +359,14 @@ cdef class Forwarding:
                     backends[key] = backends.get(key, 0) + block.counters.backends[k]
                     k += 1
         return {"verdicts": verdicts, "tables": {self._names[i][0]: tuple(t) for i, t in enumerate(tables)},
-                "backends": backends}
+                "backends": backends, "answers": answers}
 
     # -- over plain buffers
 
     def encapsulate(self, list frames not None, CounterBlock counters not None):
         """Take frames (bytes) through the packet path: a list of (verdict name, frame sent or None).
+
+        What is sent is the tunnel packet (`forward`) or the answer to the sender (`too_big`).
 
         Each frame is copied into a buffer of exactly its size, so that a sanitizer build sees every read beyond it.
         """
@@ -377,7 +391,7 @@ cdef class Forwarding:
                     run_batch(self.plan, &counters.counters, packets, n)
                 for i in range(n):
                     sent = None
-                    if packets[i].verdict == GLB_FORWARD:
+                    if packets[i].sends:
                         sent = (<const char*>packets[i].frame)[:packets[i].length]
                     results.append((VERDICTS[packets[i].verdict], sent))
             finally:

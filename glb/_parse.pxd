@@ -1,6 +1,6 @@
 """From a frame to its flow and table, or to the verdict that ends its way: bounds, headers, binds (docs/protocol/binds.md).
 
-bpf/director.bpf.c follows these functions one by one; tests/parity/ holds the two together.
+bpf/classify.bpf.h follows these functions one by one; tests/parity/ holds the two together.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -8,17 +8,19 @@ from libc.string cimport memcpy, memset
 
 from glb._fastpath cimport (
     GLB_DROP_FRAGMENT, GLB_DROP_MALFORMED, GLB_DROP_TRUNCATED, GLB_FORWARD, GLB_HOST, GLB_MAX_EXTENSION_HEADERS,
-    GLB_MAX_LENGTHS, GLB_MAX_PROBES, GLB_NEAR_SEGMENTS, GLB_NO_TABLE, HASH_DST_PORT, HASH_SRC_PORT, Packet, Plan,
+    GLB_MAX_LENGTHS, GLB_MAX_PROBES, GLB_MAX_TAGS, GLB_NEAR_SEGMENTS, GLB_NO_TABLE, HASH_DST_PORT, HASH_SRC_PORT, Packet,
+    Plan,
     glb_generation, glb_prefix, glb_prefix_slot,
 )
 from glb._wire cimport (
-    GLB_ETH_P_IP, GLB_ETH_P_IPV6, GLB_PROTO_ICMP, GLB_PROTO_ICMPV6, GLB_PROTO_IPIP, GLB_PROTO_IPV6, GLB_PROTO_TCP,
+    GLB_ETH_P_8021AD, GLB_ETH_P_8021Q, GLB_ETH_P_IP, GLB_ETH_P_IPV6, GLB_PROTO_ICMP, GLB_PROTO_ICMPV6, GLB_PROTO_IPIP, GLB_PROTO_IPV6, GLB_PROTO_TCP,
     GLB_PROTO_UDP, Cursor, left, load_be16, load_be32, take,
 )
 
 
 cdef enum:
     ETHERNET_BYTES = 14
+    TAG_BYTES = 4
     IPV4_BYTES = 20
     IPV6_BYTES = 40
     PORT_BYTES = 4
@@ -31,6 +33,10 @@ cdef enum:
     ROUTING = 43
     FRAGMENT = 44
     DESTINATION_OPTIONS = 60
+
+
+cdef extern from *:
+    bint unlikely(bint condition) nogil
 
 
 # ---- classify: address, protocol, port -> table --------------------------------------------------------------------
@@ -103,15 +109,34 @@ cdef inline uint8_t parse(const Plan* plan, Packet* packet) noexcept nogil:
     cdef Cursor cursor
     cursor.at = packet.frame
     cursor.end = packet.frame + packet.length
+    packet.answerable = True
     cdef const uint8_t* ethernet = take(&cursor, ETHERNET_BYTES)
     if ethernet == NULL:
         return GLB_HOST
     cdef uint16_t ethertype = load_be16(ethernet + 12)
+    packet.link_bytes = ETHERNET_BYTES
+    if unlikely(ethertype == GLB_ETH_P_8021Q or ethertype == GLB_ETH_P_8021AD):
+        ethertype = skip_tags(&cursor, ethertype)
+        packet.link_bytes = cursor.at - packet.frame
     if ethertype == GLB_ETH_P_IP:
         return parse_ipv4(plan, packet, cursor)
     if ethertype == GLB_ETH_P_IPV6:
         return parse_ipv6(plan, packet, cursor)
     return GLB_HOST
+
+
+cdef inline uint16_t skip_tags(Cursor* cursor, uint16_t ethertype) noexcept nogil:
+    """Move past up to GLB_MAX_TAGS VLAN tags; the type that follows them."""
+    cdef const uint8_t* tag
+    cdef int i
+    for i in range(GLB_MAX_TAGS):
+        if ethertype != GLB_ETH_P_8021Q and ethertype != GLB_ETH_P_8021AD:
+            break
+        tag = take(cursor, TAG_BYTES)
+        if tag == NULL:
+            break  # the type stays that of a tag, which is nobody's
+        ethertype = load_be16(tag + 2)
+    return ethertype
 
 
 cdef inline uint8_t parse_ipv4(const Plan* plan, Packet* packet, Cursor cursor) noexcept nogil:
@@ -226,6 +251,7 @@ cdef inline uint8_t classify_later_fragment(
 ) noexcept nogil:
     """No ports: forwarded where neither the table nor the row depends on them."""
     cdef uint32_t table
+    packet.answerable = False
     if protocol == icmp:  # of an echo request, whose ports count as 0 in every piece
         return classify_echo(plan, packet, prefix)
     if protocol != GLB_PROTO_TCP and protocol != GLB_PROTO_UDP:
@@ -324,4 +350,5 @@ cdef inline uint8_t classify_quoted(
     memcpy(packet.ports + 2, ports, 2)
     packet.hint = load_be16(ports + 2)
     packet.table = table
+    packet.answerable = False
     return GLB_FORWARD

@@ -21,6 +21,8 @@ cdef extern from "glb_protocol.h" nogil:
         GLB_PROTO_ICMPV6
         GLB_ETH_P_IP
         GLB_ETH_P_IPV6
+        GLB_ETH_P_8021Q
+        GLB_ETH_P_8021AD
 
 
 cdef struct Cursor:

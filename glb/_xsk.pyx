@@ -13,7 +13,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from glb._fastpath cimport BATCH, GLB_DROP_STALE_BIND, GLB_FORWARD, GLB_HOST, CounterBlock, Counters, Forwarding, Packet, Plan, run_batch
+from glb._fastpath cimport BATCH, GLB_DROP_STALE_BIND, GLB_HOST, CounterBlock, Counters, Forwarding, Packet, Plan, run_batch
 
 from glb.errors import DeviceError
 
@@ -317,12 +317,12 @@ cdef class Worker:
         xsk_ring_cons__release(&self.rx, n)
         run_batch(generation.plan, generation.counters, packets, n)
         for i in range(n):
-            if packets[i].verdict == GLB_FORWARD:
+            if packets[i].sends:
                 n_sent += 1
         # Room for every chunk: this cannot fail.
         xsk_ring_prod__reserve(&self.tx, n_sent, &slot)
         for i in range(n):
-            if packets[i].verdict == GLB_FORWARD:
+            if packets[i].sends:
                 sent = xsk_ring_prod__tx_desc(&self.tx, slot)
                 sent.addr = packets[i].frame - self.area
                 sent.len = packets[i].length

@@ -72,10 +72,13 @@ def detach(path: str) -> None:
 @cli.command()
 @click.option("--config", "path", required=True, type=click.Path(), help="director.toml, or GLB's director.conf")
 @click.option("--table", "table", type=click.Path(), help="forwarding table; the configuration's where left out")
+@click.option("--mtu", type=click.IntRange(68, 65535), help="of the path to the proxies; no limit where left out")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))
-def replay(path: str, table: str | None, source: Path, target: Path) -> None:
+def replay(path: str, table: str | None, mtu: int | None, source: Path, target: Path) -> None:
     """Encapsulate the frames of SOURCE (pcap or pcapng) into TARGET (pcap), offline; prints counts as JSON.
+
+    With --mtu, packets that are too big for the tunnel are answered, as a director does; the answers are in TARGET too.
 
     Example: glb-director replay --config director.toml --table tables.json in.pcap out.pcap
     """
@@ -87,7 +90,7 @@ def replay(path: str, table: str | None, source: Path, target: Path) -> None:
     where = table or config.store
     if where is None:
         raise click.UsageError("no forwarding table: give --table, or set table in the configuration")
-    counts = replay_file(config, load_tables(where), source, target)
+    counts = replay_file(config, load_tables(where), source, target, mtu)
     click.echo(json.dumps(counts))
 
 

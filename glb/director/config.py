@@ -28,6 +28,7 @@ _KEYS = (
     "admin",
     "announce_device",
     "pin_dir",
+    "too_big_answers_per_s",
 )
 # GLB's director.conf: DPDK's cores, queues and devices, which this director has no use for.
 _GLB_ONLY_KEYS = (
@@ -42,6 +43,8 @@ _GLB_ONLY_KEYS = (
 )
 DEFAULT_PIN_DIR = "/sys/fs/bpf/glb-director"
 DEFAULT_ADMIN = "127.0.0.1:9523"
+# As many ICMP errors as Linux sends in all: one for each new client of a busy director, no load for anyone else.
+DEFAULT_TOO_BIG_ANSWERS_PER_S = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ class Config:
     admin: str = DEFAULT_ADMIN  # host:port, or unix:/path
     announce_device: str | None = None
     pin_dir: str | None = DEFAULT_PIN_DIR  # in a BPF file system; None: the program goes with the process
+    too_big_answers_per_s: int = DEFAULT_TOO_BIG_ANSWERS_PER_S  # of each worker; 0: never answer
     warnings: tuple[str, ...] = ()
 
 
@@ -85,6 +89,7 @@ def parse_config(text: str | bytes, *, source: str, format: Format = "toml") -> 
         admin=_admin(given, fields),
         announce_device=_device_name(given, "announce_device", fields),
         pin_dir=_pin_dir(given, fields),
+        too_big_answers_per_s=_rate(given, "too_big_answers_per_s", fields, DEFAULT_TOO_BIG_ANSWERS_PER_S),
         warnings=tuple(warnings),
     )
     fields.finish()
@@ -164,6 +169,11 @@ def _boolean(given: dict[str, object], key: str, fields: Fields, default: bool) 
         fields.problem(f"$.{key}", f"is {shown(value)}; must be true or false")
         return default
     return value
+
+
+def _rate(given: dict[str, object], key: str, fields: Fields, default: int) -> int:
+    rate = fields.integer(given.get(key, default), f"$.{key}", 0, 1_000_000)
+    return default if rate is None else rate
 
 
 def _pin_dir(given: dict[str, object], fields: Fields) -> str | None:

@@ -17,6 +17,7 @@ class Counts:
     table_bytes: Counter[str] = field(default_factory=Counter)  # table name -> bytes received of those
     backends: Counter[tuple[str, str]] = field(default_factory=Counter)  # (table name, address) -> frames as primary
     lost: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)  # to packets that are too big: sent, limited
     accelerated: int = 0  # of the frames forwarded, those that the kernel's program encapsulated
 
     def add(self, counted: Mapping[str, Mapping[Any, Any]]) -> None:
@@ -25,6 +26,7 @@ class Counts:
         self.table_frames.update({name: frames for name, (frames, _) in counted["tables"].items()})
         self.table_bytes.update({name: n_bytes for name, (_, n_bytes) in counted["tables"].items()})
         self.backends.update(counted["backends"])
+        self.answers.update(counted["answers"])
 
     def add_kernel(self, index: list[tuple[str, str]], counted: list[tuple[int, int]]) -> None:
         """Add what the kernel's program counted: (packets, bytes) per (table name, backend address)."""
@@ -41,5 +43,6 @@ class Counts:
             Counter(self.table_bytes),
             Counter(self.backends),
             Counter(self.lost),
+            Counter(self.answers),
             self.accelerated,
         )

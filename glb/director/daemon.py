@@ -161,6 +161,7 @@ class Director:
             version=snapshot.version,
             source_ip=source_ip,
             source_mac=source_mac,
+            answers_per_s=self._config.too_big_answers_per_s,
             memory=SharedArrays,
             bank=self._datapath.next_bank,
         )

@@ -62,13 +62,14 @@ def compile_forwarding(
     version: str | None = None,
     source_ip: IPv4Address,
     source_mac: bytes | None,
+    answers_per_s: int | None = None,
     memory: Callable[..., Memory] | None = None,
     bank: int = 0,
 ) -> Published:
     """Everything the packet path needs, in one object. Raises TableError.
 
-    `memory`: gives memory that the kernel reads too (glb._bpf.SharedArrays); `bank`: which half of the kernel's slots
-    the new generation takes.
+    `answers_per_s`: to packets that are too big, of each worker; None: all. `memory`: gives memory that the kernel
+    reads too (glb._bpf.SharedArrays); `bank`: which half of the kernel's slots the new generation takes.
     """
     plans = [_table_plan(table, rows[i]) for i, table in enumerate(tables.tables)]
     prefixes = compile_binds([table.binds for table in tables.tables])
@@ -80,6 +81,7 @@ def compile_forwarding(
         alt_hash_fields=config.alt_hash_fields,
         forward_echo=config.forward_icmp_ping_responses,
         source_mac=source_mac,
+        answers_per_s=answers_per_s,
         memory=memory,
         bank=bank,
     )

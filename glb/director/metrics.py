@@ -41,6 +41,8 @@ class DirectorCollector(Collector):
         yield backends
         drops = {reason: counts.verdicts.get(reason, 0) for reason in DROP_REASONS}
         yield _counter("glb_director_drops", "Frames for a VIP dropped, by reason", ["reason"], drops)
+        answers = {result: counts.answers.get(result, 0) for result in ("limited", "sent")}
+        yield _counter("glb_director_too_big_answers", "ICMP answers to packets too big", ["result"], answers)
         yield _counter("glb_director_lost", "Frames that no worker could take, by reason", ["reason"], counts.lost)
         yield from self._tables()
         yield from self._reloads()

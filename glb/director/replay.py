@@ -25,11 +25,15 @@ _PCAPNG_MAGIC = b"\x0a\x0d\x0d\x0a"
 _PCAP_HEADER_BYTES, _PCAP_RECORD_BYTES, _PCAP_CAPTURED_AT = 24, 16, 8
 
 
-def replay(config: Config, tables: TableSet, source: Path, target: Path) -> dict[str, object]:
+def replay(
+    config: Config, tables: TableSet, source: Path, target: Path, mtu_bytes: int | None = None
+) -> dict[str, object]:
     """Encapsulate the frames of `source` (pcap or pcapng) into `target` (pcap): what would be sent, in order.
 
     Returns counts: {"received", "sent", "host", "dropped": {reason: frames}}. Without `outbound_src_mac` each frame
-    sent takes the received frame's destination as its source. Raises ConfigError, TableError, GlbError.
+    sent takes the received frame's destination as its source. `mtu_bytes`: of the path to every proxy; packets too big
+    for it are dropped, and their answers (no limit to their rate: there is no time) are written too, and counted:
+    "answered". Raises ConfigError, TableError, GlbError.
     """
     if config.outbound_src_ip is None or config.outbound_gateway_mac is None:
         missing = [k for k in ("outbound_src_ip", "outbound_gateway_mac") if getattr(config, k) is None]
@@ -42,24 +46,28 @@ def replay(config: Config, tables: TableSet, source: Path, target: Path) -> dict
         config,
         source_ip=IPv4Address(config.outbound_src_ip),
         source_mac=config.outbound_src_mac,
+        answers_per_s=None if config.too_big_answers_per_s else 0,
     )
     for address in published.backends():
-        published.forwarding.set_next_hop(address.packed, config.outbound_gateway_mac)
+        if mtu_bytes is None:
+            published.forwarding.set_next_hop(address.packed, config.outbound_gateway_mac)
+        else:
+            published.forwarding.set_next_hop(address.packed, config.outbound_gateway_mac, mtu_bytes)
     counters = published.forwarding.new_counters()
-    sent = 0
     with source_file(source) as stream, replacing(target) as out:
         writer = dpkt.pcap.Writer(out, snaplen=262144, linktype=ETHERNET)
         for times, frames in batches(stream, source):
             for time, (_, frame) in zip(times, published.forwarding.encapsulate(frames, counters), strict=True):
                 if frame is not None:
                     writer.writepkt(frame, time)
-                    sent += 1
-    verdicts = published.forwarding.counts()["verdicts"]
+    counts = published.forwarding.counts()
+    verdicts = counts["verdicts"]
     return {
         "received": sum(verdicts.values()),
-        "sent": sent,
+        "sent": verdicts["forward"],
         "host": verdicts["host"],
         "dropped": {reason: verdicts[reason] for reason in DROP_REASONS if verdicts[reason]},
+        "answered": counts["answers"]["sent"],
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scapy.layers.l2 import Ether
+from scapy.layers.inet import ICMP, IP, UDP
+from scapy.layers.l2 import Dot1Q, Ether
+from scapy.packet import Raw
 from topology import Host, Switch, eventually
 
 import glb
@@ -27,6 +30,8 @@ from glb.wire.gue import TunnelPacket, parse_tunnel
 pytestmark = [pytest.mark.netns, pytest.mark.bpf]
 
 SO_RCVBUFFORCE = 33
+SOL_PACKET, PACKET_AUXDATA = 263, 8
+IP_MTU_DISCOVER, IP_MTU, IPV6_MTU_DISCOVER, IPV6_MTU, PMTUDISC_DO = 10, 14, 23, 24, 2
 VIP, VIP6 = "203.0.113.10", "2001:db8::10"
 
 
@@ -196,6 +201,55 @@ def test_what_is_not_for_a_bind_stays_with_the_host(director: Director) -> None:
     assert reaches(net["client"], VIP, 81) == "refused"
     assert reaches(net["client"], VIP, 80) == "silence"
     assert director.metric("glb_director_drops_total") == 0
+
+
+@pytest.mark.parametrize(("vip", "option"), [(VIP, IP_MTU), (VIP6, IPV6_MTU)])
+def test_a_sender_of_packets_that_are_too_big_learns_what_fits(director: Director, vip: str, option: int) -> None:
+    listener = director.listen("proxy1")
+    director.start()
+    family, level = (socket.AF_INET6, socket.IPPROTO_IPV6) if ":" in vip else (socket.AF_INET, socket.IPPROTO_IP)
+    headers = 48 if ":" in vip else 28
+    with director.net["client"].inside(), socket.socket(family, socket.SOCK_DGRAM) as sender:
+        sender.setsockopt(level, IPV6_MTU_DISCOVER if ":" in vip else IP_MTU_DISCOVER, PMTUDISC_DO)
+        sender.connect((vip, 80))
+        sender.send(bytes(1500 - headers))
+        eventually(lambda: sender.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EMSGSIZE)
+        assert sender.getsockopt(level, option) == 1500 - 36
+        sender.send(b"m" * (1500 - 36 - headers))
+    assert listener.next()[1].inner.endswith(b"m" * 100)
+    assert director.metric('glb_director_too_big_answers_total{result="sent"}') == 1
+    assert director.metric('glb_director_drops_total{reason="too_big"}') == 1
+
+
+@pytest.mark.parametrize(("size", "kind"), [(20, "tunnel packet"), (1472, "answer")])
+def test_a_tagged_frame_is_answered_and_forwarded_with_its_tag(director: Director, size: int, kind: str) -> None:
+    net = director.net
+    director.start()
+    frame = Ether(src=net["client"].mac, dst=net["director"].mac) / Dot1Q(vlan=100, prio=5)
+    frame /= IP(src=net["client"].ipv4, dst=VIP) / UDP(dport=80) / Raw(bytes(size))
+    with net.core.inside(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as port:
+        port.bind(("director", 0))
+        port.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
+        port.setblocking(False)
+        port.send(bytes(frame))
+
+        def received() -> tuple[bytes, int] | None:
+            """A frame from the director, less its tag, which the kernel takes out; and that tag."""
+            while True:
+                try:
+                    data, ancillary, flags, _ = port.recvmsg(65535, 64)
+                except BlockingIOError:
+                    return None
+                vlan = int.from_bytes(ancillary[0][2][16:18], sys.byteorder)
+                if flags == 0 and vlan:
+                    return data, vlan
+
+        data, vlan = eventually(received)
+    assert vlan == 5 << 13 | 100
+    if kind == "answer":
+        assert Ether(data)[ICMP].nexthopmtu == 1500 - 36 and Ether(data).dst == net["client"].mac
+    else:
+        assert parse_tunnel(data[14:]).inner == bytes(frame)[18:] and Ether(data).dst == net["proxy1"].mac
 
 
 def test_a_new_table_is_published_and_a_bad_one_refused(director: Director) -> None:

@@ -18,9 +18,9 @@ MINIMUM_BYTES = 14  # the kernel runs nothing shorter
 SOURCE_MAC = bytes.fromhex("020000000001")
 
 
-def shared_forwarding(env: str, row_rule: str = "glb2", hops: int | None = None) -> Forwarding:
+def shared_forwarding(env: str, row_rule: str = "glb2", hops: int | None = None, mtu_bytes: int = 0xFFFF) -> Forwarding:
     """An environment whose memory the kernel reads too."""
-    return corpus.forwarding(env, row_rule, _bpf.SharedArrays, SOURCE_MAC, hops)
+    return corpus.forwarding(env, row_rule, _bpf.SharedArrays, SOURCE_MAC, hops, mtu_bytes)
 
 
 class Program:

@@ -34,6 +34,25 @@ def test_program_agrees_with_cython_on_every_prefix_of_every_kind_of_frame(accel
     _agree("plain", sorted(cuts), accelerate)
 
 
+@pytest.mark.parametrize("accelerate", [False, True])
+@pytest.mark.parametrize(
+    "tags", ["81000064", "88a80007", "88a8000781000064", "8100000781000064", "810000018100000281000003"]
+)
+def test_program_agrees_with_cython_on_tagged_frames(accelerate: bool, tags: str) -> None:
+    one_of_each = {record["note"]: bytes.fromhex(record["frame"]) for record in corpus.packets()}.values()
+    frames = [frame[:12] + bytes.fromhex(tags) + frame[12:] for frame in one_of_each]
+    cuts = [frame[:n] for frame in frames[::40] for n in range(MINIMUM_BYTES, min(len(frame), 140))]
+    done = _agree("plain", frames + cuts, accelerate)
+    assert done["host"] and bool(done["over"]) == (len(tags) <= 16)
+
+
+@pytest.mark.parametrize("mtu_bytes", [60, 576, 1500])
+def test_packets_that_are_too_big_are_handed_over(mtu_bytes: int) -> None:
+    frames = [bytes.fromhex(record["frame"]) for record in corpus.packets() if record["group"] == "sizes"]
+    done = _agree("plain", frames, True, mtu_bytes=mtu_bytes)
+    assert done["over"] and bool(done["sent"]) == (mtu_bytes > 60)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_program_agrees_with_cython_on_mutated_frames(seed: int) -> None:
     done = _agree(ENVS[seed], list(mutated(FRAMES, seed, 5000)), seed != 0)
@@ -41,10 +60,15 @@ def test_program_agrees_with_cython_on_mutated_frames(seed: int) -> None:
 
 
 def _agree(
-    env: str, frames: list[bytes], accelerate: bool, rule: str = "glb2", hops: int | None = None
+    env: str,
+    frames: list[bytes],
+    accelerate: bool,
+    rule: str = "glb2",
+    hops: int | None = None,
+    mtu_bytes: int = 0xFFFF,
 ) -> Counter[str]:
     frames = [frame for frame in frames if len(frame) >= MINIMUM_BYTES]
-    forwarding = shared_forwarding(env, rule, hops)
+    forwarding = shared_forwarding(env, rule, hops, mtu_bytes)
     expected = forwarding.encapsulate(frames, forwarding.new_counters())
     done: Counter[str] = Counter()
     with Program(forwarding, accelerate=accelerate) as program:

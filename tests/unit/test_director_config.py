@@ -37,6 +37,7 @@ def test_every_key() -> None:
         admin = "unix:/run/glb-director.sock"
         announce_device = "glb0"
         pin_dir = ""
+        too_big_answers_per_s = 0
         """,
         source="x",
     )
@@ -53,6 +54,7 @@ def test_every_key() -> None:
         admin="unix:/run/glb-director.sock",
         announce_device="glb0",
         pin_dir=None,
+        too_big_answers_per_s=0,
     )
 
 

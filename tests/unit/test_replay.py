@@ -45,6 +45,24 @@ def test_frames_sent_are_the_packet_paths_in_order_with_their_times(scene: Path)
     assert counts["received"] == counts["sent"] + counts["host"] + sum(counts["dropped"].values())
 
 
+def test_with_an_mtu_answers_to_packets_that_are_too_big_are_written_too(scene: Path) -> None:
+    frames = [bytes.fromhex(r["frame"]) for r in corpus.packets() if r["env"] == "plain"]
+    arguments = ("--config", scene / "director.conf", "--table", scene / "tables.json")
+    without = json.loads(replay(*arguments, scene / "in.pcap", scene / "out.pcap").stdout)
+    done = replay(*arguments, "--mtu", 600, scene / "in.pcap", scene / "out.pcap")
+    counts = json.loads(done.stdout)
+    assert without["answered"] == 0 and counts["answered"] > 0
+    assert without["sent"] - counts["sent"] == counts["dropped"]["too_big"] - without["dropped"].get("too_big", 0)
+    assert counts["answered"] <= counts["dropped"]["too_big"]
+    with (scene / "out.pcap").open("rb") as file:
+        sent = [bytes(frame) for _, frame in dpkt.pcap.Reader(file)]
+    assert len(sent) == counts["sent"] + counts["answered"]
+    answers = [f for f in sent if (f[23], f[34:36]) == (1, b"\x03\x04") or (f[20], f[54:56]) == (58, b"\x02\x00")]
+    assert len(answers) == counts["answered"]
+    received = {frame[:12] for frame in frames}
+    assert all(frame[6:12] + frame[:6] in received for frame in answers)
+
+
 def test_outbound_src_mac_is_the_source_of_frames_sent(scene: Path) -> None:
     config = json.loads((scene / "director.conf").read_text()) | {"outbound_src_mac": "02:00:00:00:00:99"}
     (scene / "director.conf").write_text(json.dumps(config))

@@ -67,6 +67,7 @@ def forwarding(
     memory: Callable[..., Any] | None = None,
     source_mac: bytes | None = None,
     hops: int | None = None,
+    mtu_bytes: int = 0xFFFF,
 ) -> Forwarding:
     """An environment of envs.json, ready to forward; next hops are the configured gateway's."""
     names = json.loads((REFERENCE / "envs.json").read_text())[env]
@@ -88,7 +89,7 @@ def forwarding(
         memory=memory,
     )
     for address in published.backends():
-        published.forwarding.set_next_hop(address.packed, config.outbound_gateway_mac, ifindex=IFINDEX)
+        published.forwarding.set_next_hop(address.packed, config.outbound_gateway_mac, mtu_bytes, IFINDEX)
     return published.forwarding
 
 
@@ -98,11 +99,20 @@ def run(env: str, frames: list[bytes], row_rule: str = "glb2") -> list[tuple[str
     return plan.encapsulate(frames, plan.new_counters())
 
 
+def link_bytes(frame: bytes) -> int:
+    """Bytes before the IP header: Ethernet and its VLAN tags."""
+    at = 12
+    while frame[at : at + 2] in (b"\x81\x00", b"\x88\xa8"):
+        at += 4
+    return at + 2
+
+
 def our_outcome(record: dict[str, Any]) -> Outcome:
     frame = bytes.fromhex(record["frame"])
     ((verdict, sent),) = run(record["env"], [frame])
     if sent is None:
         return Outcome(verdict, None)
-    front = len(sent) - (len(frame) - 14)
-    assert sent[front:] == frame[14:], "the received frame from byte 14 on follows unchanged"
+    link = link_bytes(frame)
+    front = len(sent) - (len(frame) - link)
+    assert sent[front:] == frame[link:], "the received frame from its IP header on follows unchanged"
     return Outcome(verdict, comparable(sent[:front]))

@@ -23,6 +23,7 @@ REASONS = {
     "ipv4-options": "ports are read behind the options; the reference reads the options as ports",
     "ipv6-extensions": "ports are read behind the extension headers; the reference does not follow them",
     "later-fragment": "a later fragment has no ports; the reference hashes its payload as such",
+    "tagged": "VLAN tags are looked past and kept; the reference leaves tagged frames to the host",
     "other-icmp": "the reference's XDP path takes every ICMP type that is sent to a bound address",
 }
 DIFFERENCES = {record["id"]: record for record in corpus.json_lines("../differences.jsonl")}
