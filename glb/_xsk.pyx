@@ -88,6 +88,10 @@ cdef extern from *:
     #ifndef SOL_XDP
     #define SOL_XDP 283
     #endif
+    #ifndef SO_PREFER_BUSY_POLL
+    #define SO_PREFER_BUSY_POLL 69
+    #define SO_BUSY_POLL_BUDGET 70
+    #endif
     #define GLB_XDP_MAX_TX_SKB_BUDGET 9 /* newer kernels: packets one sendto may send in copy mode; 32 without it */
 
     static inline void *glb_load_pointer(void **at) { return __atomic_load_n(at, __ATOMIC_SEQ_CST); }
@@ -113,12 +117,22 @@ cdef extern from *:
         void *area = mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         return area == MAP_FAILED ? 0 : area;
     }
+    /* From now on the thread's own system calls drive the queue; 0, or the errno. */
+    static inline int glb_busy_poll(int fd, int microseconds, int packets)
+    {
+        int on = 1;
+        return setsockopt(fd, SOL_SOCKET, SO_PREFER_BUSY_POLL, &on, sizeof on) < 0
+               || setsockopt(fd, SOL_SOCKET, SO_BUSY_POLL, &microseconds, sizeof microseconds) < 0
+               || setsockopt(fd, SOL_SOCKET, SO_BUSY_POLL_BUDGET, &packets, sizeof packets) < 0 ? errno : 0;
+    }
     static inline void glb_raise_budget(int fd, int packets)
     {
         setsockopt(fd, SOL_XDP, GLB_XDP_MAX_TX_SKB_BUDGET, &packets, sizeof packets);
     }
     """
     enum:
+        SOL_SOCKET
+        SO_PREFER_BUSY_POLL
         SOL_XDP
         EAGAIN
         EBUSY
@@ -131,6 +145,7 @@ cdef extern from *:
     void glb_wake_receive(int fd) nogil
     int glb_wait(int socket, int event, int timeout_ms) nogil
     void* glb_map_memory(size_t bytes) nogil
+    int glb_busy_poll(int fd, int microseconds, int packets) nogil
     void glb_raise_budget(int fd, int packets) nogil
     int munmap(void* area, size_t bytes) nogil
     int close(int fd) nogil
@@ -143,6 +158,7 @@ cdef enum:
     RING_ENTRIES = 4096   # fill, receive and completion ring
     KICKS = 8             # sendto calls a batch at most; what is left goes with the next
     POLL_MS = 100
+    BUSY_POLL_US = 20     # any value but 0 switches it on: a call polls the queue once
     BUSY_RETRIES = 100
     BUSY_RETRY_MS = 20
 
@@ -155,7 +171,8 @@ cdef struct Generation:
 cdef class Worker:
     """The AF_XDP socket of one receive queue. `run` is the body of its thread. Raises DeviceError.
 
-    `map_fd`: the XSKMAP that the XDP program redirects by. The socket enters it at `start_receiving`.
+    `map_fd`: the XSKMAP that the XDP program redirects by. The socket enters it at `start_receiving`. `busy_poll`: the
+    thread never sleeps, and drives the queue itself instead of being woken by it.
     """
 
     cdef xsk_umem* umem
@@ -174,12 +191,14 @@ cdef class Worker:
     cdef int fd
     cdef bint stopping
     cdef bint running
+    cdef bint spins                # busy_poll
+    cdef readonly unsigned long long received  # frames
     cdef list _keep                # what the current generation points into
     cdef object _lock
     cdef readonly str interface
     cdef readonly int queue
 
-    def __init__(self, str interface, int queue):
+    def __init__(self, str interface, int queue, *, bint busy_poll=False):
         cdef xsk_umem_config umem_config
         cdef xsk_socket_config config
         cdef int result
@@ -218,6 +237,12 @@ cdef class Worker:
             raise _failed(f"AF_XDP socket on queue {queue} of {interface}", result)
         self.fd = xsk_socket__fd(self.socket)
         glb_raise_budget(self.fd, BATCH)
+        self.spins = busy_poll
+        if busy_poll:
+            result = glb_busy_poll(self.fd, BUSY_POLL_US, BATCH)
+            if result:
+                raise DeviceError(f"busy_poll: the kernel refuses it for queue {queue} of {interface} ({os.strerror(result)}); it "
+                                  "needs 5.11, CONFIG_NET_RX_BUSY_POLL and CAP_NET_ADMIN: set busy_poll = false")
         self.event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         for i in range(N_CHUNKS):
             self.free_chunks[i] = <uint64_t>i * CHUNK_BYTES
@@ -239,6 +264,13 @@ cdef class Worker:
         if getsockopt(self.fd, SOL_XDP, XDP_OPTIONS, &options, &length) < 0:
             return False
         return bool(options.flags & XDP_OPTIONS_ZEROCOPY)
+
+    @property
+    def busy_poll(self):
+        """Whether the kernel has it switched on for this socket."""
+        cdef int value = 0
+        cdef uint32_t length = sizeof(value)
+        return getsockopt(self.fd, SOL_SOCKET, SO_PREFER_BUSY_POLL, &value, &length) == 0 and bool(value)
 
     def lost(self):
         """Frames of ours that the kernel could not deliver to the worker, by reason."""
@@ -306,6 +338,9 @@ cdef class Worker:
         if n == 0:
             self._send()
             self._refill()
+            if self.spins:
+                glb_wake_receive(self.fd)
+                return
             # A waiting frame that could not be sent is worth a short wait only.
             glb_wait(self.fd, self.event, 1 if self.in_flight else POLL_MS)
             return
@@ -315,6 +350,7 @@ cdef class Worker:
             packets[i].frame = self.area + received.addr
             packets[i].length = received.len
         xsk_ring_cons__release(&self.rx, n)
+        self.received += n
         run_batch(generation.plan, generation.counters, packets, n)
         for i in range(n):
             if packets[i].sends:

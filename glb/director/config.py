@@ -29,6 +29,8 @@ _KEYS = (
     "announce_device",
     "pin_dir",
     "too_big_answers_per_s",
+    "worker_cores",
+    "busy_poll",
 )
 # GLB's director.conf: DPDK's cores, queues and devices, which this director has no use for.
 _GLB_ONLY_KEYS = (
@@ -42,6 +44,7 @@ _GLB_ONLY_KEYS = (
     "statsd_port",
 )
 DEFAULT_PIN_DIR = "/sys/fs/bpf/glb-director"
+_MAX_CORES = 8192  # as many as Linux knows on any machine
 DEFAULT_ADMIN = "127.0.0.1:9523"
 # As many ICMP errors as Linux sends in all: one for each new client of a busy director, no load for anyone else.
 DEFAULT_TOO_BIG_ANSWERS_PER_S = 1000
@@ -64,6 +67,8 @@ class Config:
     announce_device: str | None = None
     pin_dir: str | None = DEFAULT_PIN_DIR  # in a BPF file system; None: the program goes with the process
     too_big_answers_per_s: int = DEFAULT_TOO_BIG_ANSWERS_PER_S  # of each worker; 0: never answer
+    worker_cores: tuple[int, ...] = ()  # of the receive queues' workers, in turn; empty: anywhere
+    busy_poll: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -90,6 +95,8 @@ def parse_config(text: str | bytes, *, source: str, format: Format = "toml") -> 
         announce_device=_device_name(given, "announce_device", fields),
         pin_dir=_pin_dir(given, fields),
         too_big_answers_per_s=_rate(given, "too_big_answers_per_s", fields, DEFAULT_TOO_BIG_ANSWERS_PER_S),
+        worker_cores=_worker_cores(given, fields),
+        busy_poll=_boolean(given, "busy_poll", fields, False),
         warnings=tuple(warnings),
     )
     fields.finish()
@@ -174,6 +181,19 @@ def _boolean(given: dict[str, object], key: str, fields: Fields, default: bool) 
 def _rate(given: dict[str, object], key: str, fields: Fields, default: int) -> int:
     rate = fields.integer(given.get(key, default), f"$.{key}", 0, 1_000_000)
     return default if rate is None else rate
+
+
+def _worker_cores(given: dict[str, object], fields: Fields) -> tuple[int, ...]:
+    if "worker_cores" not in given:
+        return ()
+    named = fields.array(given["worker_cores"], "$.worker_cores", minimum=1, maximum=_MAX_CORES)
+    cores = [fields.integer(core, f"$.worker_cores[{i}]", 0, _MAX_CORES - 1) for i, core in enumerate(named)]
+    for i, core in enumerate(cores):
+        if core is not None and core in cores[:i]:
+            fields.problem(
+                f"$.worker_cores[{i}]", f"is {core}, as $.worker_cores[{cores.index(core)}]; name a core once"
+            )
+    return tuple(core for core in cores if core is not None)
 
 
 def _pin_dir(given: dict[str, object], fields: Fields) -> str | None:

@@ -140,7 +140,13 @@ class Director:
         if pin_dir is not None and not pin.usable(pin_dir):
             log.warning("the XDP program will not outlive this process")
             pin_dir = None
-        return Datapath(self.interface, accelerate=accelerate, pin_dir=pin_dir)
+        return Datapath(
+            self.interface,
+            accelerate=accelerate,
+            pin_dir=pin_dir,
+            cores=self._config.worker_cores,
+            busy_poll=self._config.busy_poll,
+        )
 
     # -- tables
 
@@ -248,6 +254,7 @@ class Director:
             accelerated_packets=counts.accelerated,
             xdp_mode=self.xdp_mode,
             zero_copy=self._datapath.zero_copy,
+            queues=self._datapath.queues(),
             table_source=str(self._store.path),
             table_version=self._published.version,
             tables=tables,

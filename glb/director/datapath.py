@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from glb._xsk import Worker
 from glb.director import pin
 from glb.director.counts import Counts
 from glb.director.interface import Interface
+from glb.director.status import QueueStatus
 from glb.errors import DeviceError
 
 log = logging.getLogger(__name__)
@@ -31,7 +33,15 @@ _MAX_BACKENDS = 16384  # GLB_MAX_BACKENDS
 class Datapath:
     """Forwards from `start` on; `close` ends the workers, and the program stays if it could be pinned. DeviceError."""
 
-    def __init__(self, interface: Interface, *, accelerate: bool, pin_dir: Path | None) -> None:
+    def __init__(
+        self,
+        interface: Interface,
+        *,
+        accelerate: bool,
+        pin_dir: Path | None,
+        cores: Sequence[int] = (),
+        busy_poll: bool = False,
+    ) -> None:
         self._interface = interface
         self.accelerate = accelerate
         self._pin_dir = pin_dir
@@ -41,7 +51,11 @@ class Datapath:
         self._current: Forwarding | None = None
         # What was counted before the current generation, and that generation: replaced together, read together.
         self._counted: tuple[Counts, Forwarding | None] = (Counts(), None)
-        self._workers = [Worker(interface.name, queue) for queue in range(interface.rx_queues)]
+        available = os.sched_getaffinity(0)
+        if missing := sorted(set(cores) - available):
+            raise DeviceError(f"worker_cores: this process may not use {listed(missing)}, only {listed(available)}")
+        self._cores = tuple(cores)
+        self._workers = [Worker(interface.name, queue, busy_poll=busy_poll) for queue in range(interface.rx_queues)]
 
     @property
     def next_bank(self) -> int:
@@ -56,11 +70,17 @@ class Datapath:
         self._object = _bpf.BpfObject(_object_path("director.bpf.o"), options)
         self.publish(forwarding)
         for worker in self._workers:
-            thread = threading.Thread(target=worker.run, name=f"queue-{worker.queue}", daemon=True)
+            thread = threading.Thread(target=self._work, args=(worker,), name=f"queue-{worker.queue}", daemon=True)
             thread.start()
             self._threads.append(thread)
             worker.start_receiving(self._object.map("glb_sockets"))
         self._link = self._attach(self._object.program("glb_director"))
+
+    def _work(self, worker: Worker) -> None:
+        """The body of a worker's thread. With fewer cores than queues they are used in turn."""
+        if self._cores:
+            os.sched_setaffinity(0, {self._cores[worker.queue % len(self._cores)]})  # of this thread alone
+        worker.run()
 
     def _attach(self, program: int) -> int:
         """Take over the link that an earlier director has left, or make one."""
@@ -108,6 +128,21 @@ class Datapath:
     def zero_copy(self) -> bool:
         return all(worker.zero_copy for worker in self._workers)
 
+    def queues(self) -> list[QueueStatus]:
+        """Each receive queue's worker, as the kernel has it."""
+        return [
+            QueueStatus(
+                queue=worker.queue,
+                zero_copy=worker.zero_copy,
+                busy_poll=worker.busy_poll,
+                cores=sorted(os.sched_getaffinity(thread.native_id or 0))
+                if self._cores and thread.is_alive()
+                else None,
+                packets=worker.received,
+            )
+            for worker, thread in zip(self._workers, self._threads, strict=False)
+        ]
+
     def alive(self) -> bool:
         """Whether every worker runs."""
         return bool(self._threads) and all(thread.is_alive() for thread in self._threads)
@@ -146,6 +181,10 @@ class Datapath:
         if self._object is not None:
             self._object.close()
             self._object = None
+
+
+def listed(cores: Iterable[int]) -> str:
+    return ", ".join(str(core) for core in sorted(cores))
 
 
 def _object_path(name: str) -> Path:

@@ -19,6 +19,14 @@ class TableStatus(msgspec.Struct, frozen=True):
     backends: list[BackendStatus]
 
 
+class QueueStatus(msgspec.Struct, frozen=True):
+    queue: int
+    zero_copy: bool
+    busy_poll: bool
+    cores: list[int] | None  # where its worker may run; None: anywhere
+    packets: int  # frames that its worker took
+
+
 class ReloadStatus(msgspec.Struct, frozen=True):
     ok: bool
     error: str | None
@@ -32,7 +40,8 @@ class Status(msgspec.Struct, frozen=True):
     engine: str  # accelerated: common packets are encapsulated in the kernel; cython: all in user space
     accelerated_packets: int
     xdp_mode: str
-    zero_copy: bool
+    zero_copy: bool  # every queue
+    queues: list[QueueStatus]
     table_source: str
     table_version: str | None  # of the store's content that is forwarded by
     tables: list[TableStatus]

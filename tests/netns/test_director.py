@@ -82,6 +82,18 @@ class Director:
         assert self.process is not None
         os.kill(self.process.pid, number)
 
+    def configure(self, lines: str) -> None:
+        """Append to director.toml."""
+        with self.config.open("a") as file:
+            file.write(lines)
+
+    def end(self) -> None:
+        if self.process is not None and not self.ended():
+            self.signal(signal.SIGKILL)
+            self.process.wait(5)
+        for listener in self.listeners:
+            listener.socket.close()
+
     def get(self, path: str) -> str:
         with self.host.inside(), urllib.request.urlopen(f"http://127.0.0.1:9523{path}", timeout=5) as answer:
             return str(answer.read().decode())
@@ -133,6 +145,15 @@ def passing_program(net: Switch, port: str) -> Iterator[None]:
         program.close()
 
 
+@contextmanager
+def port_of(net: Switch, name: str) -> Iterator[socket.socket]:
+    """A raw socket on the switch's port of a host: what it sends arrives there as it is."""
+    with net.core.inside(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as port:
+        port.bind((name, 0))
+        port.setblocking(False)
+        yield port
+
+
 @pytest.fixture(params=["cython", "xdp"])
 def director(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Director]:
     with Switch("client", "director", "proxy1", "proxy2") as net, passing_program(net, "director"):
@@ -142,11 +163,7 @@ def director(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Directo
         director = Director(net, tmp_path, request.param)
         director.write_table("proxy1")
         yield director
-        if director.process is not None and not director.ended():
-            director.signal(signal.SIGKILL)
-            director.process.wait(5)
-        for listener in director.listeners:
-            listener.socket.close()
+        director.end()
 
 
 def send_udp(host: Host, address: str, port: int, payload: bytes = b"x" * 20) -> None:
@@ -227,10 +244,8 @@ def test_a_tagged_frame_is_answered_and_forwarded_with_its_tag(director: Directo
     director.start()
     frame = Ether(src=net["client"].mac, dst=net["director"].mac) / Dot1Q(vlan=100, prio=5)
     frame /= IP(src=net["client"].ipv4, dst=VIP) / UDP(dport=80) / Raw(bytes(size))
-    with net.core.inside(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as port:
-        port.bind(("director", 0))
+    with port_of(net, "director") as port:
         port.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
-        port.setblocking(False)
         port.send(bytes(frame))
 
         def received() -> tuple[bytes, int] | None:

@@ -38,6 +38,8 @@ def test_every_key() -> None:
         announce_device = "glb0"
         pin_dir = ""
         too_big_answers_per_s = 0
+        worker_cores = [1, 0]
+        busy_poll = true
         """,
         source="x",
     )
@@ -55,6 +57,8 @@ def test_every_key() -> None:
         announce_device="glb0",
         pin_dir=None,
         too_big_answers_per_s=0,
+        worker_cores=(1, 0),
+        busy_poll=True,
     )
 
 
@@ -73,6 +77,12 @@ def test_glbs_own_director_conf_is_understood() -> None:
         ("interface = 3", "$.interface: is an integer; must be a string"),
         ('datapath = "fast"', '$.datapath: is "fast"; must be auto, xdp or cython'),
         ('pin_dir = "bpf"', "must be an absolute path"),
+        ("worker_cores = []", "$.worker_cores: has 0 entries"),
+        ("worker_cores = 3", "$.worker_cores: is an integer; must be a list"),
+        ("worker_cores = [0, -1]", "$.worker_cores[1]: is -1"),
+        ("worker_cores = [0, 3, 0]", "$.worker_cores[2]: is 0, as $.worker_cores[0]; name a core once"),
+        ("busy_poll = 50", "$.busy_poll: is 50; must be true or false"),
+        ("too_big_answers_per_s = -1", "$.too_big_answers_per_s: is -1"),
         ('table = "a"\nstore = "b"', "$.store: stands beside $.table"),
         ('table = ""', "$.table: is empty"),
         ('outbound_src_ip = "2001:db8::1"', "must be an IPv4 address"),
