@@ -221,6 +221,7 @@ static __always_inline const __u16 *row_of(const struct glb_table *table, __u64 
     __u32 row = (__u32)hash & table->row_mask, slot = table->first_chunk, zero = 0;
     const struct glb_rows *rows;
     void *chunk;
+    __u64 at;
 
     if (table->row_mask >= GLB_CHUNK_ROWS) /* else the look-up does not wait for the hash */
         slot += row / GLB_CHUNK_ROWS;
@@ -230,7 +231,10 @@ static __always_inline const __u16 *row_of(const struct glb_table *table, __u64 
     rows = bpf_map_lookup_elem(chunk, &zero);
     if (!rows)
         return 0;
-    return &rows->hops[(row % GLB_CHUNK_ROWS) * (table->stride == 2 ? 2 : GLB_MAX_STRIDE)];
+    at = (__u64)(row % GLB_CHUNK_ROWS) * 2;
+    if (table->stride != 2)
+        at += at; /* no product: Linux 6.1 knows no bounds of it */
+    return &rows->hops[at];
 }
 
 /* Appends a row's hops to the list; returns its new length. */
