@@ -1,10 +1,10 @@
 # Every door of the project. Each target does its own set-up (packaging/bootstrap.sh) on a fresh Debian 12 machine as root.
 PY := .venv/bin/python
 
-.PHONY: help setup demo lab test bench fuzz lint clean
+.PHONY: help setup demo lab test bench fuzz lint verify-kernels clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
 
 setup:  ## Debian packages, the virtual environment .venv, the build
 	@packaging/bootstrap.sh build
@@ -32,6 +32,10 @@ fuzz:  ## random and mutated packets until Ctrl-C (bounded in `make test`)
 lint:  ## ruff and mypy
 	@packaging/bootstrap.sh dev
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+
+verify-kernels:  ## load the eBPF program on Linux 6.1, 6.12 (in qemu) and the running kernel
+	@packaging/bootstrap.sh dev
+	@$(PY) tests/kernels/verify.py
 
 clean:  ## remove build products (not .venv)
 	rm -rf build *.egg-info glb/bpf_objects glb/*.so glb/*.c proxy_agent/*.so proxy_agent/*.c

@@ -15,6 +15,7 @@
 
 #define MAX_QUEUES 128
 #define OVERHEAD_BYTES 36 /* outer IPv4, UDP, GUE and private data header; 4 more for each hop after the first */
+#define FRONT_BYTES (ETHERNET_BYTES + OVERHEAD_BYTES)
 #define MAX_LIST (2 * GLB_MAX_STRIDE)
 
 enum counter {
@@ -217,16 +218,23 @@ static __always_inline enum verdict common_ipv6(const struct glb_generation *gen
 /* Backend indexes of a row, or NULL (the chunk is not there: cannot be published). */
 static __always_inline const __u16 *row_of(const struct glb_table *table, __u64 hash)
 {
-    __u32 row = (__u32)hash & table->row_mask, slot = table->first_chunk + row / GLB_CHUNK_ROWS, zero = 0;
-    void *chunk = bpf_map_lookup_elem(&glb_chunks, &slot);
+    __u32 row = (__u32)hash & table->row_mask, slot = table->first_chunk, zero = 0;
     const struct glb_rows *rows;
+    void *chunk;
+    __u64 at;
 
+    if (table->row_mask >= GLB_CHUNK_ROWS) /* else the look-up does not wait for the hash */
+        slot += row / GLB_CHUNK_ROWS;
+    chunk = bpf_map_lookup_elem(&glb_chunks, &slot);
     if (!chunk)
         return 0;
     rows = bpf_map_lookup_elem(chunk, &zero);
     if (!rows)
         return 0;
-    return &rows->hops[(row % GLB_CHUNK_ROWS) * (table->stride == 2 ? 2 : GLB_MAX_STRIDE)];
+    at = (__u64)(row % GLB_CHUNK_ROWS) * 2;
+    if (table->stride != 2)
+        at += at; /* no product: Linux 6.1 knows no bounds of it */
+    return &rows->hops[at];
 }
 
 /* Appends a row's hops to the list; returns its new length. */
@@ -262,94 +270,107 @@ static __always_inline void write_front(__u64 *front, const struct packet *packe
                                         __u64 hash, __u32 further, __u32 outer_length)
 {
     __u32 sum = glb_options.fixed_sum + primary->address_sum + outer_length;
-    __u64 source = *(const volatile __u32 *)glb_options.source_ip, destination = *(const __u32 *)primary->address;
-    const volatile __u8 *mac = glb_options.source_mac;
+    __u64 destination = *(const __u32 *)primary->address;
     __u64 port = GLB_SOURCE_PORT_BASE | (((__u32)hash ^ packet->hint) & 0x7fff);
 
     sum = (sum & 0xffff) + (sum >> 16);
     sum = (sum & 0xffff) + (sum >> 16); /* two folds: eight words sum to < 0x80000, the first fold to <= 0x10006 */
-    front[0] = (next_hop & 0xffffffffffffULL) | (__u64) * (const volatile __u16 *)mac << 48;
-    front[1] = *(const volatile __u32 *)(mac + 2) | (__u64)bpf_htons(GLB_ETH_P_IP) << 32 | 0x45ULL << 48;
-    front[2] = bpf_htons(outer_length) | (__u64)bpf_htons(0x4000) << 32 | (__u64)GLB_OUTER_TTL << 48 | (__u64)GLB_PROTO_UDP << 56;
-    front[3] = bpf_htons(~sum & 0xffff) | source << 16 | destination << 48;
-    front[4] = destination >> 16 | (__u64)bpf_htons(port) << 16 | (__u64)bpf_htons(GLB_GUE_PORT) << 32
+    front[0] = (next_hop & 0xffffffffffffULL) | glb_options.front[0];
+    front[1] = glb_options.front[1];
+    front[2] = bpf_htons(outer_length) | glb_options.front[2];
+    front[3] = bpf_htons(~sum) | glb_options.front[3] | destination << 48;
+    front[4] = destination >> 16 | (__u64)bpf_htons(port) << 16 | glb_options.front[4]
                | (__u64)bpf_htons(outer_length - IPV4_BYTES) << 48;
-    front[5] = (__u64)(1 + further) << 16 | (__u64)packet->inner_protocol << 24;
+    front[5] = (1 + further) << 16 | packet->inner_protocol << 24;
     *(__u16 *)&front[6] = further << 8;
 }
 
-/* XDP action, or -1: the Cython path shall drop and count it, or answer it. */
-static __always_inline int encapsulate(struct xdp_md *ctx, const struct glb_generation *generation, struct packet *packet, __u64 hash,
-                                       __u64 alt_hash)
+/* Makes room and writes the front. 0, or -1: nothing is changed; the Cython path shall drop and count it, or answer it. */
+static __always_inline int put_front(struct xdp_md *ctx, const struct packet *packet, const struct glb_backend *primary, __u64 hash,
+                                     __u32 further)
 {
-    const struct glb_table *table = &generation->tables[packet->table & (GLB_MAX_TABLES - 1)];
+    __u32 overhead = OVERHEAD_BYTES + 4 * further, outer_length = overhead + packet->ip_length;
+    __u64 next_hop = primary->next_hop;
+    void *data;
+
+    if (!(next_hop >> GLB_NEXT_HOP_KNOWN_BIT & 1) || outer_length > primary->mtu_bytes
+        || bpf_xdp_adjust_head(ctx, -(int)overhead))
+        return -1;
+    data = (void *)(long)ctx->data;
+    if (data + FRONT_BYTES <= (void *)(long)ctx->data_end) /* as the received frame was longer than that */
+        write_front(data, packet, primary, next_hop, hash, further, outer_length);
+    return 0;
+}
+
+/* Counts the frame of `received` bytes, and sends it. */
+static __always_inline int send_to(const struct glb_backend *primary, __u64 received)
+{
+    __u32 counter = primary->counter, ifindex = primary->ifindex;
+    struct glb_count *counted = bpf_map_lookup_elem(&glb_backend_counts, &counter);
+
+    if (counted) {
+        counted->packets += 1;
+        counted->bytes += received;
+    }
+    return ifindex == glb_options.ifindex ? XDP_TX : bpf_redirect(ifindex, 0);
+}
+
+/* As encapsulate(), with at most one further hop: nothing to list. */
+static __always_inline int encapsulate_pair(struct xdp_md *ctx, const struct packet *packet, const struct glb_backend *primary,
+                                            const struct glb_backend *secondary, __u64 hash)
+{
+    __u64 received = (void *)(long)ctx->data_end - (void *)(long)ctx->data;
+    void *data;
+
+    if (!secondary)
+        return put_front(ctx, packet, primary, hash, 0) ? -1 : send_to(primary, received);
+    if (put_front(ctx, packet, primary, hash, 1))
+        return -1;
+    data = (void *)(long)ctx->data;
+    if (data + FRONT_BYTES + 4 <= (void *)(long)ctx->data_end)
+        *(__u32 *)(data + FRONT_BYTES) = *(const __u32 *)secondary->address;
+    return send_to(primary, received);
+}
+
+/* XDP action, or -1 as of put_front(). */
+static __always_inline int encapsulate(struct xdp_md *ctx, const struct glb_generation *generation, const struct glb_table *table,
+                                       const struct packet *packet, __u64 hash, __u64 alt_hash)
+{
+    __u64 received = (void *)(long)ctx->data_end - (void *)(long)ctx->data;
     const struct glb_backend *primary;
-    __u32 further, overhead, outer_length, counter, ifindex;
-    struct glb_count *counted;
-    void *data, *data_end;
+    __u16 hops[MAX_LIST];
     const __u16 *row;
-    __u64 next_hop;
+    void *data;
+    int n;
 
     row = row_of(table, hash);
     if (!row || row[0] == GLB_NO_HOP)
         return -1;
     primary = backend_of(generation, table, row[0]);
-    next_hop = primary->next_hop;
-    if (!(next_hop >> GLB_NEXT_HOP_KNOWN_BIT & 1))
-        return -1;
-    counter = primary->counter;
-    ifindex = primary->ifindex;
     if (!glb_options.alt_hash_fields && table->stride == 2) {
-        /* At most one further hop: nothing to list. */
-        further = row[1] != GLB_NO_HOP;
-        overhead = OVERHEAD_BYTES + 4 * further;
-        outer_length = overhead + packet->ip_length;
-        if (outer_length > primary->mtu_bytes || bpf_xdp_adjust_head(ctx, -(int)overhead))
+        if (row[1] == GLB_NO_HOP)
+            return encapsulate_pair(ctx, packet, primary, 0, hash);
+        return encapsulate_pair(ctx, packet, primary, backend_of(generation, table, row[1]), hash);
+    }
+    n = list_row(table, row, hops, 0, 1);
+    if (glb_options.alt_hash_fields) {
+        row = row_of(table, alt_hash);
+        if (!row)
             return -1;
-        data = (void *)(long)ctx->data;
-        data_end = (void *)(long)ctx->data_end;
-        if (data + ETHERNET_BYTES + OVERHEAD_BYTES + 4 > data_end)
-            return XDP_DROP; /* cannot be: the frame was longer than that */
-        write_front(data, packet, primary, next_hop, hash, further, outer_length);
-        if (further)
-            *(__u32 *)(data + ETHERNET_BYTES + OVERHEAD_BYTES) = *(const __u32 *)backend_of(generation, table, row[1])->address;
-    } else {
-        __u16 hops[MAX_LIST];
-        int n = list_row(table, row, hops, 0, 1);
-
-        if (glb_options.alt_hash_fields) {
-            row = row_of(table, alt_hash);
-            if (!row)
-                return -1;
-            n = list_row(table, row, hops, n, table->keep_duplicates);
-        }
-        if (n < 1 || n > MAX_LIST)
-            return -1;
-        further = n - 1;
-        overhead = OVERHEAD_BYTES + 4 * further;
-        outer_length = overhead + packet->ip_length;
-        if (outer_length > primary->mtu_bytes || bpf_xdp_adjust_head(ctx, -(int)overhead))
-            return -1;
-        data = (void *)(long)ctx->data;
-        data_end = (void *)(long)ctx->data_end;
-        if (data + ETHERNET_BYTES + OVERHEAD_BYTES + 4 > data_end)
-            return XDP_DROP; /* cannot be: the frame was longer than that */
-        write_front(data, packet, primary, next_hop, hash, further, outer_length);
+        n = list_row(table, row, hops, n, table->keep_duplicates);
+    }
+    if (n < 1 || n > MAX_LIST || put_front(ctx, packet, primary, hash, n - 1))
+        return -1;
+    data = (void *)(long)ctx->data;
 #pragma unroll
-        for (int i = 1; i < MAX_LIST; i++) {
-            __u32 *hop = data + ETHERNET_BYTES + OVERHEAD_BYTES + 4 * (i - 1);
+    for (int i = 1; i < MAX_LIST; i++) {
+        __u32 *hop = data + FRONT_BYTES + 4 * (i - 1);
 
-            if (i > further || (void *)(hop + 1) > data_end)
-                break;
-            *hop = *(const __u32 *)backend_of(generation, table, hops[i])->address;
-        }
+        if (i >= n || (void *)(hop + 1) > (void *)(long)ctx->data_end)
+            break;
+        *hop = *(const __u32 *)backend_of(generation, table, hops[i])->address;
     }
-    counted = bpf_map_lookup_elem(&glb_backend_counts, &counter);
-    if (counted) {
-        counted->packets += 1;
-        counted->bytes += data_end - data - overhead;
-    }
-    return ifindex == glb_options.ifindex ? XDP_TX : bpf_redirect(ifindex, 0);
+    return send_to(primary, received);
 }
 
 static __always_inline int hand_over(struct xdp_md *ctx)
@@ -362,15 +383,18 @@ static __always_inline int hand_over(struct xdp_md *ctx)
 
 static __always_inline int forward(struct xdp_md *ctx, const struct glb_generation *generation, struct packet *packet, const int n_address)
 {
-    const struct glb_table *table = &generation->tables[packet->table & (GLB_MAX_TABLES - 1)];
-    ONE_REGISTER(table);
-    __u64 key0 = table->key0, key1 = table->key1, alt_hash = 0, hash;
+    __u64 alt_hash = 0, hash;
+    const struct glb_table *table;
     int action;
 
-    hash = flow_hash(&packet->flow, n_address, glb_options.hash_fields, key0, key1);
+    if (generation->n_tables == 1) /* a guess that the processor makes before it knows the bind: the hash need not wait */
+        packet->table = 0;
+    table = &generation->tables[packet->table & (GLB_MAX_TABLES - 1)];
+    ONE_REGISTER(table);
+    hash = flow_hash(&packet->flow, n_address, glb_options.hash_fields, table->key0, table->key1);
     if (glb_options.alt_hash_fields)
-        alt_hash = flow_hash(&packet->flow, n_address, glb_options.alt_hash_fields, key0, key1);
-    action = encapsulate(ctx, generation, packet, hash, alt_hash);
+        alt_hash = flow_hash(&packet->flow, n_address, glb_options.alt_hash_fields, table->key0, table->key1);
+    action = encapsulate(ctx, generation, table, packet, hash, alt_hash);
     return action < 0 ? hand_over(ctx) : action;
 }
 

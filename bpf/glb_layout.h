@@ -111,9 +111,8 @@ struct glb_options {
     __u32 alt_hash_fields; /* 0: no alternative row */
     __u32 fixed_sum;       /* checksum words that every outer header shares */
     __u32 ifindex;         /* packets that leave by this interface are sent by XDP_TX, others redirected */
-    __u8 source_ip[4];     /* wire order */
-    __u8 source_mac[6];
-    __u8 reserved[2];
+    __u32 reserved;
+    __u64 front[5];        /* the first bytes of every frame sent, as words in memory order; 0 where they vary */
 };
 
 /* Counted per CPU, by glb_backend.counter: tunnel packets with the backend as outer destination. */
@@ -126,7 +125,7 @@ _Static_assert(sizeof(struct glb_prefix) == 64, "glb_prefix is a cache line");
 _Static_assert(sizeof(struct glb_segment) == 12, "glb_segment has no holes");
 _Static_assert(sizeof(struct glb_backend) == 32, "glb_backend has no holes");
 _Static_assert(sizeof(struct glb_table) == 40, "glb_table has no holes");
-_Static_assert(sizeof(struct glb_options) == 32, "glb_options has no holes");
+_Static_assert(sizeof(struct glb_options) == 64, "glb_options has no holes");
 _Static_assert(__builtin_offsetof(struct glb_generation, tables) == 320, "glb_generation has no holes");
 _Static_assert(__builtin_offsetof(struct glb_generation, slots) % 64 == 0, "a glb_prefix does not cross cache lines");
 _Static_assert(sizeof(struct glb_rows) == GLB_CHUNK_BYTES && GLB_CHUNK_BYTES % 65536 == 0, "glb_rows fills whole pages");

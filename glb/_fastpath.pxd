@@ -89,8 +89,7 @@ cdef extern from "glb_layout.h" nogil:
         uint32_t alt_hash_fields
         uint32_t fixed_sum
         uint32_t ifindex
-        uint8_t source_ip[4]
-        uint8_t source_mac[6]
+        uint64_t front[5]
 
     uint32_t glb_prefix_slot(uint64_t high, uint64_t low, uint32_t length, uint64_t seed)
 

@@ -14,7 +14,7 @@ from glb._encapsulate cimport OVERHEAD_BYTES, encapsulate, flow_hash, row_of
 from glb._parse cimport ETHERNET_BYTES, IPV4_FAMILY, parse
 from glb._siphash cimport sip_key
 from glb._too_big cimport answer_too_big
-from glb._wire cimport GLB_OUTER_TTL, GLB_PROTO_UDP, sum_be16
+from glb._wire cimport GLB_ETH_P_IP, GLB_GUE_PORT, GLB_OUTER_TTL, GLB_PROTO_UDP, store_be16, sum_be16
 
 from glb.errors import TableError
 
@@ -299,14 +299,22 @@ cdef class Forwarding:
     def options(self, *, bint accelerate, uint32_t ifindex):
         """struct glb_options for the kernel's program, as bytes."""
         cdef glb_options options
+        cdef uint8_t* front
         memset(&options, 0, sizeof(options))
         options.accelerate = accelerate
         options.hash_fields = self.plan.hash_fields
         options.alt_hash_fields = self.plan.alt_hash_fields
         options.fixed_sum = self.plan.fixed_sum
         options.ifindex = ifindex
-        memcpy(options.source_ip, self.plan.source_ip, 4)
-        memcpy(options.source_mac, self.plan.source_mac, 6)
+        front = <uint8_t*>options.front
+        memcpy(front + 6, self.plan.source_mac, 6)
+        store_be16(front + 12, GLB_ETH_P_IP)
+        front[14] = 0x45
+        store_be16(front + 20, 0x4000)  # don't fragment
+        front[22] = GLB_OUTER_TTL
+        front[23] = GLB_PROTO_UDP
+        memcpy(front + 26, self.plan.source_ip, 4)
+        store_be16(front + 36, GLB_GUE_PORT)
         return (<const char*>&options)[:sizeof(options)]
 
     def table_rows(self, uint32_t table):
