@@ -134,9 +134,6 @@ def backend_with(key: str, value: object) -> str:
 # What README's table of the status says in "not there yet" -> whether the code refuses it as such.
 NOT_YET = {
     "XDP accelerator": lambda: refused(lambda: director_config.parse_config('datapath = "xdp"', source="t")),
-    "the XDP engine": lambda: refused(
-        lambda: agent_config.parse(b'interface = "e"\nvips = ["192.0.2.1"]\nengine = "xdp"', "t")
-    ),
     "etcd as the store": lambda: refused(lambda: open_store("etcd://localhost")),
     "weights": lambda: refused(lambda: parse_tables(backend_with("weight", 2), source="t")),
     "zones": lambda: refused(lambda: parse_tables(backend_with("zone", "a"), source="t")),
@@ -196,7 +193,7 @@ def director_metrics() -> dict[str, tuple[str, set[str]]]:
 
 
 def agent_metrics() -> dict[str, tuple[str, set[str]]]:
-    internals = dict.fromkeys(("look_ups", "recalled", "verdict_errors", "overruns", "syn_cookies_in_use"), 0)
+    internals = dict.fromkeys(("look_ups", "recalled", "by_host", "verdict_errors", "overruns", "syn_cookies_in_use"), 0)
     counters = {reason.name: 0 for reason in REASONS}
     return exposed(_Families(Reading("netfilter", counters, {0: 1}, internals, {"203.0.113.10": 0})))
 
