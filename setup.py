@@ -31,7 +31,7 @@ MODULES = {
     "glb._xsk": ["xdp", "bpf"],
     "proxy_agent._verdict": [],
 }
-BPF_PROGRAMS = ["director"]
+BPF_PROGRAMS = ["director", "second_chance"]
 
 
 def source_of(module: str) -> str:

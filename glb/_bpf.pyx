@@ -59,6 +59,7 @@ cdef extern from "bpf/bpf.h" nogil:
                        const bpf_map_create_opts* opts)
     int bpf_map_update_elem(int fd, const void* key, const void* value, uint64_t flags)
     int bpf_map_lookup_elem(int fd, const void* key, void* value)
+    int bpf_map_delete_elem(int fd, const void* key)
     int bpf_link_create(int program_fd, int target_fd, int attach_type, const bpf_link_create_opts* opts)
     int bpf_prog_test_run_opts(int program_fd, bpf_test_run_opts* opts)
     int bpf_obj_pin(int fd, const char* path)
@@ -389,6 +390,14 @@ def update_map(int fd, bytes key not None, bytes value not None):
     cdef int result = bpf_map_update_elem(fd, k, v, 0)
     if result < 0:
         raise _failed("updating a map", result)
+
+
+def delete_from_map(int fd, bytes key not None):
+    """Remove one entry; there being none is fine. `key` must have the map's size."""
+    cdef const char* k = key
+    cdef int result = bpf_map_delete_elem(fd, k)
+    if result < 0 and result != -errno.ENOENT:
+        raise _failed("removing an entry of a map", result)
 
 
 def lookup_map(int fd, bytes key not None, size_t value_bytes):

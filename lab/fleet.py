@@ -146,7 +146,7 @@ class Fleet:
     def _start_agent(self, proxy: plan.Host) -> None:
         home = self.lab.directory(proxy.name)
         path = home / "agent.toml"
-        path.write_text(agent_config(proxy, self.engine, home / "agent"))
+        path.write_text(agent_config(proxy, self.engine, home / "agent", PIN_ROOT / self.lab.prefix))
         argv = [str(BIN / "glb-proxy-agent"), "run", "--config", str(path)]
         self.agents[proxy.name] = self.lab.program(proxy.name, "glb-proxy-agent", argv).start()
 
@@ -205,7 +205,7 @@ src_addr = true
 """
 
 
-def agent_config(proxy: plan.Host, engine: str, state: Path) -> str:
+def agent_config(proxy: plan.Host, engine: str, state: Path, pins: Path) -> str:
     vips = ", ".join(f'"{address}"' for address in plan.GLB_VIP.addresses)
     sources = ", ".join(f'"{host.v4}"' for host in (*plan.DIRECTORS, *plan.PROXIES) if host != proxy)
     return f"""\
@@ -216,4 +216,5 @@ vips = [{vips}]
 allowed_sources = [{sources}]
 admin = "{proxy.v4}:{plan.AGENT_ADMIN_PORT}"
 state_dir = "{state}"
+pin_dir = "{pins}"
 """

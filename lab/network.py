@@ -83,6 +83,9 @@ def connect(name_of: Callable[[str], str], run: Run) -> None:
         # A local stack leaves TCP checksums to the card; over veth the director would tunnel them unfinished. With GRO
         # off frames that an XDP program at the other end redirects here count as sent and never arrive.
         run(plan.ROUTER, ["ethtool", "-K", host.router_end, "tx", "off", "gro", "on"])
+    for host in plan.PROXIES:
+        # The same for what an agent's XDP program bounces.
+        run(plan.ROUTER, ["ethtool", "-K", host.router_end, "gro", "on"])
 
 
 def _connect_host(router: Any, host: plan.Host, namespace: str) -> None:

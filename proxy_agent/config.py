@@ -23,6 +23,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 MAX_INTERFACE_BYTES = 15  # IFNAMSIZ less its final zero
 DEFAULT_QUEUE = 19523
 DEFAULT_STATE_DIR = "/run/glb-proxy-agent"
+DEFAULT_PIN_DIR = "/sys/fs/bpf/glb-proxy-agent"
+ENGINES = ("auto", "xdp", "netfilter")
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 QueueNumber = Annotated[int, msgspec.Meta(ge=0, le=65535)]
@@ -54,13 +56,13 @@ class AgentConfig:
 
     interface: str  # where tunnel packets come in and bounced ones go out
     vips: tuple[Network, ...]  # do not overlap
-    engine: str = "netfilter"
-    engine_chosen: bool = False  # engine was "auto"
+    engine: str = "auto"  # of ENGINES; auto: xdp where it loads
     gue_port: int = GUE_PORT
     allowed_sources: tuple[Network, ...] | None = None  # None: any
     admin: AdminAddress = AdminAddress("127.0.0.1", 9524)
     queue_num: int = DEFAULT_QUEUE
     state_dir: Path = Path(DEFAULT_STATE_DIR)
+    pin_dir: Path | None = Path(DEFAULT_PIN_DIR)  # in a BPF file system; None: the program goes with the process
 
     def warnings(self) -> list[str]:
         """What works but leaves a door open, one sentence each."""
@@ -90,6 +92,7 @@ class _Keys(msgspec.Struct, forbid_unknown_fields=True):
     admin: Text = "127.0.0.1:9524"
     queue_num: QueueNumber = DEFAULT_QUEUE
     state_dir: Text = DEFAULT_STATE_DIR
+    pin_dir: str = DEFAULT_PIN_DIR
 
 
 KEYS: tuple[str, ...] = _Keys.__struct_fields__
@@ -166,18 +169,19 @@ def _build(values: dict[str, Any], problems: list[Problem]) -> AgentConfig | Non
     sources = checked("allowed_sources", _sources)
     admin = checked("admin", _admin)
     state_dir = checked("state_dir", _state_dir)
+    pin_dir = checked("pin_dir", _pin_dir)
     if problems:
         return None
     return AgentConfig(
         interface=interface,
         vips=vips,
         engine=engine,
-        engine_chosen=values["engine"] == "auto",
         gue_port=values["gue_port"],
         allowed_sources=sources,
         admin=admin,
         queue_num=values["queue_num"],
         state_dir=state_dir,
+        pin_dir=pin_dir,
     )
 
 
@@ -190,11 +194,11 @@ def _interface(name: str, problems: list[Problem]) -> str:
 
 
 def _engine(name: str, problems: list[Problem]) -> str:
-    if name == "xdp":
-        problems.append(Problem("$.engine", "the xdp engine is not in this version; use auto or netfilter"))
-    elif name not in ("auto", "netfilter"):
-        problems.append(Problem("$.engine", f"{name!r} is no engine; expected auto or netfilter"))
-    return "netfilter"
+    if name not in ENGINES:
+        problems.append(
+            Problem("$.engine", f"{name!r} is no engine; expected {', '.join(ENGINES[:-1])} or {ENGINES[-1]}")
+        )
+    return name
 
 
 def _network(text: str, path: str, problems: list[Problem]) -> Network | None:
@@ -260,3 +264,10 @@ def _state_dir(text: str, problems: list[Problem]) -> Path:
     if not text.startswith("/"):
         problems.append(Problem("$.state_dir", f"{text!r} must be an absolute path"))
     return Path(text)
+
+
+def _pin_dir(text: str, problems: list[Problem]) -> Path | None:
+    """The key may be "", for not to pin."""
+    if text and not text.startswith("/"):
+        problems.append(Problem("$.pin_dir", f"{text!r} must be an absolute path in a BPF file system, or empty"))
+    return Path(text) if text else None

@@ -8,10 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Iterable
 from dataclasses import fields
@@ -20,31 +18,24 @@ from pathlib import Path
 from glb import admin, systemd
 from glb.errors import ConfigError, DeviceError, GlbError, Problem
 from proxy_agent import config as config_file
-from proxy_agent import netfilter, tun, vips
-from proxy_agent._verdict import Engine, Settings
-from proxy_agent.changes import ENGINE, Changes, sole_agent
+from proxy_agent import netfilter, vips, xdp
+from proxy_agent._verdict import Settings
+from proxy_agent.changes import Changes, sole_agent
 from proxy_agent.config import AgentConfig
 from proxy_agent.decide import REASONS, Action
+from proxy_agent.engine import Engine, Guard
 from proxy_agent.flows import flows_by_vip
-from proxy_agent.metrics import Reading, queue_state
+from proxy_agent.metrics import Reading
+from proxy_agent.nfqueue import NetfilterEngine
 from proxy_agent.warden import Warden, undo_engine
+from proxy_agent.xdp import XdpEngine
 
 log = logging.getLogger("glb-proxy-agent")
 
 RELOADABLE = ("vips", "allowed_sources")
 DROP_CHECK_S = 5.0
 DROP_LOG_INTERVAL_S = 60.0  # one line per reason
-WARDEN_RESTART_S = 1.0
-SETTINGS_WITHIN_S = 5.0  # a batch takes less than a millisecond
 RTMGRP_IPV4_IFADDR = 0x10  # <linux/rtnetlink.h>
-
-# What the kernel needs to send a bounced packet on: its source is our own address, and it leaves where it came in.
-ENGINE_SYSCTLS = (
-    ("net/ipv4/conf/{}/forwarding", "1"),
-    ("net/ipv4/conf/{}/accept_local", "1"),
-    ("net/ipv4/conf/{}/send_redirects", "0"),
-    ("net/ipv4/conf/all/send_redirects", "0"),  # redirects are sent if either says so
-)
 
 
 def run(path: Path) -> None:
@@ -57,9 +48,9 @@ def run(path: Path) -> None:
 def detach(config: AgentConfig) -> list[str]:
     """Undo everything that agents with this configuration did to the host. What was done, one phrase each."""
     with sole_agent(config.state_dir, config.interface):
-        return undo_engine(config.state_dir, config.interface) + vips.remove(
-            Changes(config.state_dir, config.interface)
-        )
+        done = [f"XDP program taken off {config.interface}"] if xdp.detach(config) else []
+        done += undo_engine(config.state_dir, config.interface)
+        return done + vips.remove(Changes(config.state_dir, config.interface))
 
 
 class Agent:
@@ -69,10 +60,9 @@ class Agent:
         self._path = path
         self._config = config
         self._changes = Changes(config.state_dir, config.interface)
-        self._settings = self._make_settings(config)
+        self._settings = Settings(config.vips)
         self._warden = Warden(config.state_dir, config.interface, lock_fd)
         self._engine: Engine | None = None
-        self._judging = False
         self._reload_failures = 0
         self._loaded_at = time.time()
         self._reloading = asyncio.Lock()
@@ -96,9 +86,14 @@ class Agent:
         self._announce()
         async with contextlib.AsyncExitStack() as stack:
             await self._set_up(stack)
+            assert self._engine is not None
+            self._engine.settle()
             systemd.notify("READY=1")
             log.info(
-                "ready: %s packets on %s port %d", self._config.engine, self._config.interface, self._config.gue_port
+                "ready: %s judges packets on %s port %d",
+                self._engine.name,
+                self._config.interface,
+                self._config.gue_port,
             )
             try:
                 await self._stop
@@ -110,8 +105,6 @@ class Agent:
     def _announce(self) -> None:
         for warning in self._config.warnings():
             log.warning("%s", warning)
-        if self._config.engine_chosen:
-            log.info("engine = auto: netfilter, the only engine of this version")
 
     async def _set_up(self, stack: contextlib.AsyncExitStack) -> None:
         """Each step registers how it is undone; the stack undoes them last first, also when a later step fails."""
@@ -120,34 +113,14 @@ class Agent:
             ifindex = socket.if_nametoindex(config.interface)
         except OSError:
             raise DeviceError(f"there is no interface {config.interface!r} here") from None
-        for phrase in await asyncio.to_thread(undo_engine, config.state_dir, config.interface):
-            log.warning("left by an agent that was killed: %s", phrase)
-        self._changes = Changes(config.state_dir, config.interface)
-
-        tun_fd = await asyncio.to_thread(tun.create, tun.device_name(config.queue_num))
-        stack.callback(os.close, tun_fd)
-        engine = Engine(config.queue_num, ifindex, self._settings, tun_fd)
-        engine.open()
-        stack.callback(engine.close)
+        engine = await self._choose_engine(stack, ifindex)
         self._engine = engine
-
         await self._apply_vips(config.vips)
         self._watch_addresses(stack)
-        await self._adopt_addresses()
-
-        await self._start_warden(stack)
-        stack.callback(self._restore_sysctls)
-        for name, value in ENGINE_SYSCTLS:
-            name = name.format(config.interface)
-            if self._changes.set_sysctl(name, value, ENGINE):
-                log.info("sysctl %s=%s", name.replace("/", "."), value)
-
-        self._start_engine(stack, engine)
-        stack.callback(self._remove_rules)
-        netfilter.install(config.interface, config.gue_port, config.queue_num)
-        log.info("iptables rules: chain %s in tables raw and mangle", netfilter.chain_name(config.interface))
-        stack.callback(setattr, self, "_judging", False)
-        self._judging = True
+        await engine.start(stack, await self._guard())
+        await self._adopt_addresses()  # those that came while it started
+        if engine.name == "netfilter" and xdp.detach(config):
+            log.warning("taken off %s: the XDP program of an agent with another engine", config.interface)
 
         pages: dict[str, tuple[str, admin.Answer]] = {
             "/metrics": ("counters for Prometheus", lambda: self._read().prometheus()),
@@ -164,26 +137,29 @@ class Agent:
 
     # -- engine --------------------------------------------------------------------------------------------------------
 
-    def _start_engine(self, stack: contextlib.AsyncExitStack, engine: Engine) -> None:
-        loop = asyncio.get_running_loop()
-
-        def judge() -> None:
-            error: Exception | None = None
+    async def _choose_engine(self, stack: contextlib.AsyncExitStack, ifindex: int) -> Engine:
+        """The engine that the configuration names, prepared; "auto" is xdp where it loads."""
+        config = self._config
+        if config.engine != "netfilter":
             try:
-                engine.run()
-            except Exception as caught:  # whatever it is, the agent must end: packets are queued for nobody
-                error = caught
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(self._finish, error)
-
-        thread = threading.Thread(target=judge, name="verdicts", daemon=True)
-        thread.start()
-
-        def join() -> None:
-            engine.stop()
-            thread.join()
-
-        stack.callback(join)
+                async with contextlib.AsyncExitStack() as attempt:
+                    xdp_engine = XdpEngine(config, ifindex, self._changes)
+                    await xdp_engine.prepare(attempt)
+                    stack.push_async_callback(attempt.pop_all().aclose)
+            except DeviceError as error:
+                if config.engine == "xdp":
+                    raise
+                log.warning("engine = auto: netfilter, since xdp does not work here: %s", error)
+            else:
+                if await asyncio.to_thread(netfilter.remove_left, config.interface):
+                    log.warning("left by an agent that was killed: iptables rules removed")
+                return xdp_engine
+        for phrase in await asyncio.to_thread(undo_engine, config.state_dir, config.interface):
+            log.warning("left by an agent that was killed: %s", phrase)
+        self._changes = Changes(config.state_dir, config.interface)
+        engine = NetfilterEngine(config, ifindex, self._changes, self._warden, self._finish)
+        await engine.prepare(stack)
+        return engine
 
     def _finish(self, error: Exception | None) -> None:
         if self._stop.done():
@@ -193,49 +169,22 @@ class Agent:
         else:
             self._stop.set_exception(error)
 
-    def _remove_rules(self) -> None:
-        netfilter.remove(self._config.interface)
-        log.info("iptables rules removed")
-
-    def _restore_sysctls(self) -> None:
-        for name in self._changes.restore_sysctls(ENGINE):
-            log.info("sysctl %s restored", name.replace("/", "."))
-
-    async def _start_warden(self, stack: contextlib.AsyncExitStack) -> None:
-        await self._warden.start()
-
-        async def keep() -> None:
-            while True:
-                code = await self._warden.wait()
-                log.warning("the supervisor process ended (code %d): starting another", code)
-                await asyncio.sleep(WARDEN_RESTART_S)
-                await self._warden.start()
-
-        task = asyncio.create_task(keep())
-
-        async def dismiss() -> None:
-            task.cancel()
-            await self._warden.goodbye()
-
-        stack.push_async_callback(dismiss)
-
     # -- settings ------------------------------------------------------------------------------------------------------
 
-    def _make_settings(self, config: AgentConfig) -> Settings:
-        return Settings(config.vips, config.allowed_sources, vips.own_ipv4_addresses())
+    async def _guard(self) -> Guard:
+        """By the configuration in force and the addresses that the host has now."""
+        own = await asyncio.to_thread(vips.own_ipv4_addresses)
+        self._settings = Settings(self._config.vips)
+        return Guard(self._config.vips, self._config.allowed_sources, tuple(own))
 
     async def _apply_vips(self, wanted: Iterable[config_file.Network]) -> None:
         for phrase in await asyncio.to_thread(vips.apply, wanted, self._changes):
             log.info("%s", phrase)
 
     async def _adopt_addresses(self) -> None:
-        """Judge by the configuration in force and the addresses that the host has now."""
-        self._settings = await asyncio.to_thread(self._make_settings, self._config)
-        if self._engine is not None:
-            # The new settings hold from the next batch on.
-            in_force = self._engine.replace(self._settings)
-            if self._judging:
-                await asyncio.to_thread(in_force.wait, SETTINGS_WITHIN_S)
+        """The configuration or the host's addresses have changed."""
+        if self._engine is not None and self._engine.judging:
+            await self._engine.adopt(await self._guard())
 
     def _watch_addresses(self, stack: contextlib.AsyncExitStack) -> None:
         """An address of this host is no hop to bounce to, so notice when they change."""
@@ -286,7 +235,7 @@ class Agent:
             systemd.notify("READY=1")
 
     def _refuse_other_changes(self, new: AgentConfig) -> None:
-        names = [f.name for f in fields(AgentConfig) if f.name not in (*RELOADABLE, "engine_chosen")]
+        names = [f.name for f in fields(AgentConfig) if f.name not in RELOADABLE]
         changed = [name for name in names if getattr(new, name) != getattr(self._config, name)]
         if changed:
             raise ConfigError(
@@ -302,18 +251,18 @@ class Agent:
     def _read(self) -> Reading:
         assert self._engine is not None
         return Reading(
-            engine=self._config.engine,
+            engine=self._engine.name,
             counters=self._engine.counters(),
             bounced_by_hop=self._engine.bounced_by_hop(),
             internals=self._engine.internals(),
             flows=flows_by_vip(self._settings),
-            queue=queue_state(self._config.queue_num),
+            queue=self._engine.queue(),
             reload_failures=self._reload_failures,
             loaded_at=self._loaded_at,
         )
 
     def _ready(self) -> bytes:
-        if not self._judging:
+        if self._engine is None or not self._engine.judging:
             raise admin.NotReady("the engine is not running")
         return b"ready\n"
 

@@ -51,7 +51,11 @@ REASONS: tuple[Reason, ...] = (
     Reason("outer_fragment", Action.DROP, "tunnel packet fragmented on the way: the core's MTU is too small"),
     Reason("gue_malformed", Action.DROP, "not a GUE header of this protocol: another program uses the port"),
     Reason("look_up_failed", Action.DROP, "the kernel did not answer whether the flow has a socket; TCP sends again"),
-    Reason("undelivered", Action.DROP, "accepted, but the TUN device took no more packets"),
+    Reason(
+        "undelivered",
+        Action.DROP,
+        "accepted, but could not be handed on: the TUN device is full, or a driver spread the headers",
+    ),
 )
 
 BY_NAME = {reason.name: reason for reason in REASONS}

@@ -92,6 +92,11 @@ class _Families(Collector):
             bounced.add_metric([str(hop + 1)], r.bounced_by_hop.get(hop, 0))
         yield bounced
         yield CounterMetricFamily(
+            "glb_agent_bounced_by_host_packets",
+            "Bounced packets that the host's stack sends (also in bounced): all of the netfilter engine's",
+            value=r.internals["by_host"],
+        )
+        yield CounterMetricFamily(
             "glb_agent_last_resort_packets",
             "Packets that no hop knew, accepted here (also in accepted): should not grow but for scans and dead flows",
             value=r.counters["last_resort"],

@@ -16,12 +16,14 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from glb.errors import DeviceError
 
 TABLES = ("raw", "mangle")
+PRESENT_TABLES = Path("/proc/net/ip_tables_names")  # legacy tables that this network namespace has
 LOCK_FILE = "/run/xtables.lock"  # the one that iptables itself takes
 LOCK_TIMEOUT_S = 10.0
 
@@ -50,6 +52,15 @@ def remove(interface: str) -> bool:
         return _remove(iptc, interface)
 
 
+def remove_left(interface: str) -> bool:
+    """Like `remove`, on a host that may have no iptables at all. Asking loads no kernel module."""
+    try:
+        tables = PRESENT_TABLES.read_text().split()
+    except OSError:  # no legacy iptables in this kernel, or not yet
+        return False
+    return any(table in tables for table in TABLES) and remove(interface)
+
+
 def installed(interface: str) -> list[str]:
     """The tables in which our chain is."""
     iptc = _load()
@@ -74,7 +85,7 @@ def _table(iptc: ModuleType, name: str) -> Any:
     except iptc.IPTCError as error:
         raise DeviceError(
             f"no legacy iptables table {name!r} here ({error}): run as root, on a kernel with IP_NF_IPTABLES_LEGACY "
-            f"and IP_NF_{name.upper()}. A kernel with nf_tables alone needs the xdp engine (in a later version)"
+            f"and IP_NF_{name.upper()}. A kernel with nf_tables alone needs the xdp engine"
         ) from None
     return table
 

@@ -22,7 +22,7 @@ def undo_engine(state_dir: Path, interface: str) -> list[str]:
     from proxy_agent import netfilter
     from proxy_agent.changes import ENGINE, Changes
 
-    done = ["iptables rules removed"] if netfilter.remove(interface) else []
+    done = ["iptables rules removed"] if netfilter.remove_left(interface) else []
     restored = Changes(state_dir, interface).restore_sysctls(ENGINE)
     return done + [f"sysctl {name.replace('/', '.')} restored" for name in restored]
 

@@ -56,14 +56,14 @@ def detach(path: str) -> None:
 
     Example: glb-director detach --config /etc/glb/director.toml
     """
-    from glb.director import pin
+    from glb import pin
     from glb.director.interface import read_interface
 
     config = load_config(path)
     if config.interface is None:
         raise click.UsageError("the configuration names no interface")
     interface = asyncio.run(read_interface(config.interface))
-    if config.pin_dir and pin.remove(Path(config.pin_dir), interface):
+    if config.pin_dir and pin.remove(Path(config.pin_dir), interface.name):
         click.echo(f"glb-director: detached from {interface.name}")
     else:
         click.echo(f"glb-director: nothing of a director is on {interface.name}")

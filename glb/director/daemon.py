@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from glb import admin, systemd
+from glb import admin, pin, systemd
 from glb._bpf import SharedArrays
-from glb.director import pin
 from glb.director.announce import AnnounceDevice
 from glb.director.config import Config
 from glb.director.counts import Counts

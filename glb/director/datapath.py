@@ -13,10 +13,9 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from glb import _bpf
+from glb import _bpf, pin
 from glb._fastpath import Forwarding
 from glb._xsk import Worker
-from glb.director import pin
 from glb.director.counts import Counts
 from glb.director.interface import Interface
 from glb.director.status import QueueStatus
@@ -84,7 +83,7 @@ class Datapath:
 
     def _attach(self, program: int) -> int:
         """Take over the link that an earlier director has left, or make one."""
-        link = pin.find(self._pin_dir, self._interface) if self._pin_dir else None
+        link = pin.find(self._pin_dir, self._interface.name, self._interface.index) if self._pin_dir else None
         if link is not None:
             # From the next frame on it is our program that runs.
             _bpf.replace_program(link, program)
@@ -98,7 +97,7 @@ class Datapath:
             log.warning("native XDP refused on %s (%s); trying generic mode", self._interface.name, error)
             link = _bpf.attach_xdp(program, self._interface.index, generic=True)
         if self._pin_dir:
-            pin.keep(link, self._pin_dir, self._interface)
+            pin.keep(link, self._pin_dir, self._interface.name)
         return link
 
     def publish(self, forwarding: Forwarding) -> None:

@@ -49,6 +49,7 @@ class Agent:
         self.admin_path = self.directory / "admin.sock"
         self.keys = {
             "interface": "eth0",
+            "engine": "netfilter",
             "vips": [VIP4, VIP6],
             "admin": f"unix:{self.admin_path}",
             "state_dir": str(self.directory / "state"),
@@ -305,13 +306,26 @@ def sniffer(host: Host) -> socket.socket:
     return listener
 
 
+def departures(host: Host, switch: Host) -> socket.socket:
+    """A packet socket on the switch's port of the host: what the host sends, without its Ethernet header.
+
+    (On the host that it is sent to, an XDP program may take the tunnel off before a packet socket sees it.)
+    """
+    with switch.inside():
+        listener = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0003))
+        listener.bind((host.name, 0x0003))
+    listener.settimeout(10)
+    return listener
+
+
 def next_tunnel_packet(listener: socket.socket) -> bytes:
-    """The next tunnel packet that arrives at a sniffer's host."""
+    """The next tunnel packet that arrives at a port watched by `departures`."""
     while True:
         packet, (_, _, kind, *_) = listener.recvfrom(65536)
         header = (packet[0] & 0x0F) * 4
         if (
-            kind == socket.PACKET_HOST
+            kind != socket.PACKET_OUTGOING
+            and packet[0] >> 4 == 4
             and packet[9] == 17
             and packet[header + 2 : header + 4] == GUE_PORT.to_bytes(2, "big")
         ):
@@ -320,9 +334,14 @@ def next_tunnel_packet(listener: socket.socket) -> bytes:
 
 @contextmanager
 def fleet() -> Iterator[Switch]:
-    """client, director, proxy1 and proxy2 on one switch; the client's way to the VIPs leads through the director."""
+    """client, director, proxy1 and proxy2 on one switch; the client's way to the VIPs leads through the director.
+
+    With GRO off at the switch, what an XDP program of a proxy redirects there would be lost (docs/operate/agent.md).
+    """
     with Switch("client", "director", "proxy1", "proxy2") as switch:
         director = switch["director"]
+        for name in ("proxy1", "proxy2"):
+            switch.core.run("ethtool", "-K", name, "gro", "on")
         switch["client"].run("ip", "route", "add", f"{VIP4}/32", "via", director.ipv4)
         switch["client"].run("ip", "-6", "route", "add", f"{VIP6}/128", "via", director.ipv6)
         yield switch

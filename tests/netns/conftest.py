@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,15 @@ def swept() -> None:
     """Namespaces of test processes that were killed are gone."""
     if os.geteuid() == 0:
         topology.sweep()
+
+
+@pytest.fixture(scope="session")
+def bpffs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A BPF file system of the tests' own. (`ip netns exec` hides the machine's from what it runs.)"""
+    folder = tmp_path_factory.mktemp("bpf")
+    subprocess.run(["mount", "-t", "bpf", "bpf", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

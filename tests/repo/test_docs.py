@@ -127,9 +127,6 @@ def refused(parse: Callable[[], object]) -> bool:
 
 # What README's table of the status says in "not there yet" -> whether the code refuses it as such.
 NOT_YET = {
-    "the XDP engine": lambda: refused(
-        lambda: agent_config.parse(b'interface = "e"\nvips = ["192.0.2.1"]\nengine = "xdp"', "t")
-    ),
     "etcd as the store": lambda: refused(lambda: open_store("etcd://localhost")),
 }
 
@@ -188,7 +185,7 @@ def director_metrics() -> dict[str, tuple[str, set[str]]]:
 
 
 def agent_metrics() -> dict[str, tuple[str, set[str]]]:
-    internals = dict.fromkeys(("look_ups", "recalled", "verdict_errors", "overruns", "syn_cookies_in_use"), 0)
+    internals = dict.fromkeys(("look_ups", "recalled", "by_host", "verdict_errors", "overruns", "syn_cookies_in_use"), 0)
     counters = {reason.name: 0 for reason in REASONS}
     return exposed(_Families(Reading("netfilter", counters, {0: 1}, internals, {"203.0.113.10": 0})))
 

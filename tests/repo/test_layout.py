@@ -57,10 +57,12 @@ MAY_IMPORT = {
     "proxy_agent": (
         "proxy_agent",
         "glb.wire",
+        "glb._bpf",
         "glb._fastpath",
         "glb._siphash",
         "glb._wire",
         "glb.errors",
+        "glb.pin",
         "glb.version",
         "glb.admin",
         "glb.systemd",

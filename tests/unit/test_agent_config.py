@@ -33,14 +33,15 @@ def test_defaults() -> None:
     assert parsed() == config.AgentConfig(
         interface="eth0",
         vips=(ip_network("198.51.100.1"),),
-        engine="netfilter",
-        engine_chosen=True,
+        engine="auto",
         gue_port=19523,
         allowed_sources=None,
         admin=config.AdminAddress("127.0.0.1", 9524),
         queue_num=19523,
         state_dir=Path("/run/glb-proxy-agent"),
+        pin_dir=Path("/sys/fs/bpf/glb-proxy-agent"),
     )
+    assert parsed(pin_dir="").pin_dir is None
 
 
 def test_the_three_formats_mean_the_same() -> None:
@@ -101,8 +102,8 @@ def test_admin_addresses(text: str, address: config.AdminAddress, private: bool)
             "$.allowed_sources: is empty, so nothing could ever arrive; leave it out to allow any source",
         ),
         ("allowed_sources", ["host"], "$.allowed_sources[0]: 'host' is no IP address or prefix"),
-        ("engine", "xdp", "$.engine: the xdp engine is not in this version; use auto or netfilter"),
-        ("engine", "iptables", "$.engine: 'iptables' is no engine; expected auto or netfilter"),
+        ("engine", "iptables", "$.engine: 'iptables' is no engine; expected auto, xdp or netfilter"),
+        ("pin_dir", "bpf", "$.pin_dir: 'bpf' must be an absolute path in a BPF file system, or empty"),
         ("gue_port", 0, "$.gue_port: Expected `int` >= 1"),
         ("gue_port", 65536, "$.gue_port: Expected `int` <= 65535"),
         ("gue_port", "19523", "$.gue_port: Expected `int`, got `str`"),

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from proxy_agent import config, tun
-from proxy_agent.daemon import ENGINE_SYSCTLS
 from proxy_agent.decide import REASONS
+from proxy_agent.engine import ENGINE_SYSCTLS
 from proxy_agent.metrics import Reading
 from proxy_agent.netfilter import chain_name
 from proxy_agent.vips import ARP_SYSCTLS
@@ -50,7 +50,14 @@ def test_every_verdict_of_the_protocol_is_a_reason() -> None:
 
 
 def test_every_metric_is_listed() -> None:
-    internals = {"look_ups": 0, "recalled": 0, "verdict_errors": 0, "overruns": 0, "syn_cookies_in_use": 0}
+    internals = {
+        "look_ups": 0,
+        "recalled": 0,
+        "verdict_errors": 0,
+        "overruns": 0,
+        "syn_cookies_in_use": 0,
+        "by_host": 0,
+    }
     reading = Reading("netfilter", {r.name: 0 for r in REASONS}, {}, internals, {"198.51.100.1": 0})
     lines = [line for line in reading.prometheus().decode().splitlines() if not line.startswith("#")]
     for name in {re.split(r"[{ ]", line)[0] for line in lines}:

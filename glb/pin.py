@@ -1,4 +1,7 @@
-"""The pinned link of a director: its name in the BPF file system, and what becomes of those that are left over."""
+"""Pinned links of XDP programs: their names in a BPF file system, and what becomes of those that are left over.
+
+The director and the agent use it, each with a folder of its own.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ import os
 from pathlib import Path
 
 from glb import _bpf
-from glb.director.interface import Interface
 from glb.errors import DeviceError
 
 log = logging.getLogger(__name__)
@@ -35,35 +37,37 @@ def usable(folder: Path) -> bool:
     return True
 
 
-def path_of(folder: Path, interface: Interface) -> Path:
-    """One name per network namespace and interface: directors in namespaces of one machine share the file system."""
+def path_of(folder: Path, interface: str) -> Path:
+    """One name per network namespace and interface: programs in namespaces of one machine share the file system."""
     namespace = os.stat("/proc/thread-self/ns/net").st_ino
-    return folder / f"{namespace}_{interface.name.replace('.', '_')}"
+    return folder / f"{namespace}_{interface.replace('.', '_')}"
 
 
-def find(folder: Path, interface: Interface) -> int | None:
-    """The link (its file descriptor) that an earlier director has left on the interface, or None."""
+def find(folder: Path, interface: str, ifindex: int) -> int | None:
+    """The link (its file descriptor) that an earlier process has left on the interface, or None."""
     sweep(folder)
     path = path_of(folder, interface)
     link = _bpf.open_pinned(path)
     if link is None:
         return None
-    if _bpf.link_ifindex(link) != interface.index:  # the interface was made anew under the same name
+    if _bpf.link_ifindex(link) != ifindex:  # the interface was made anew under the same name
         os.close(link)
         path.unlink()
         return None
     return link
 
 
-def keep(link: int, folder: Path, interface: Interface) -> None:
-    """Let the link outlive this process."""
+def keep(link: int, folder: Path, interface: str) -> bool:
+    """Let the link outlive this process. False, with a warning: it cannot."""
     try:
         _bpf.pin(link, path_of(folder, interface))
     except DeviceError as error:
-        log.warning("the XDP program cannot be pinned, forwarding ends with this process: %s", error)
+        log.warning("the XDP program cannot be pinned, its work ends with this process: %s", error)
+        return False
+    return True
 
 
-def remove(folder: Path, interface: Interface) -> bool:
+def remove(folder: Path, interface: str) -> bool:
     """Detach what is pinned for the interface; whether there was anything."""
     path = path_of(folder, interface)
     if not path.exists():

@@ -1,0 +1,266 @@
+"""The xdp engine: bpf/second_chance.bpf.c on the interface, its maps kept in step with the configuration and the host.
+
+The program is attached by a link that is pinned in a BPF file system. It and its maps outlive this process; the next
+agent puts its own program, with maps already filled, in its place: no packet passes without one of the two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import struct
+import time
+from collections.abc import Iterable
+from importlib.resources import files
+from ipaddress import IPv4Address, ip_address, ip_network
+from pathlib import Path
+
+from pyroute2 import IPRoute
+
+from glb import _bpf, pin
+from glb.errors import DeviceError
+from proxy_agent.changes import ENGINE, Changes
+from proxy_agent.config import AgentConfig, Network
+from proxy_agent.decide import BY_NAME, REASONS
+from proxy_agent.engine import ENGINE_SYSCTLS, Guard
+
+log = logging.getLogger("glb-proxy-agent")
+
+PROGRAM = "glb_second_chance"
+
+# Of bpf/glb_verdicts.h; tests/unit/test_agent_xdp_layout.py compares.
+COUNT_LOOK_UPS = len(REASONS)
+COUNT_RECALLED = COUNT_LOOK_UPS + 1
+COUNT_BY_HOST = COUNT_LOOK_UPS + 2
+COUNT_HOPS = COUNT_LOOK_UPS + 3
+MAX_GUE_HOPS = 30
+MAX_NAMESPACES = 16
+
+ANY_SOURCE = (ip_network("0.0.0.0/0"),)
+COOKIES_FOR_S = 10.0  # cookies count as in use this long after the last one was seen to be sent
+NETSTAT = Path("/proc/net/netstat")
+_PRESENT = b"\1"
+
+
+def object_path() -> Path:
+    return Path(str(files("glb"))) / "bpf_objects" / "second_chance.bpf.o"
+
+
+def options(gue_port: int, ifindex: int, *, by_redirect: bool) -> bytes:
+    """struct glb_agent_options. `ifindex` 0: the host's stack sends all bounced packets."""
+    return struct.pack(">H2x", gue_port) + struct.pack("=II", ifindex, by_redirect)
+
+
+def settings(namespaces: Iterable[int]) -> bytes:
+    """struct glb_agent_settings."""
+    ids = list(namespaces)
+    return struct.pack(f"=I{MAX_NAMESPACES}i", len(ids), *ids, *[0] * (MAX_NAMESPACES - len(ids)))
+
+
+def prefix_key(prefix: Network) -> bytes:
+    """struct glb_prefix4 or glb_prefix6."""
+    return struct.pack("=I", prefix.prefixlen) + prefix.network_address.packed
+
+
+class Program:
+    """The program, loaded, and its maps. DeviceError if the kernel refuses it."""
+
+    def __init__(self, constants: bytes) -> None:
+        self._object = _bpf.BpfObject(object_path(), constants)
+        self.fd = self._object.program(PROGRAM)
+        self._in_maps: dict[str, set[bytes]] = {}
+
+    def adopt(self, guard: Guard, namespaces: Iterable[int] = ()) -> None:
+        """Judge by this: what is new enters before what is old leaves, so no packet finds neither."""
+        sources = ANY_SOURCE if guard.allowed_sources is None else guard.allowed_sources
+        wanted: dict[str, set[bytes]] = {
+            "glb_sources": {prefix_key(source) for source in sources if source.version == 4},
+            "glb_vips4": {prefix_key(vip) for vip in guard.vips if vip.version == 4},
+            "glb_vips6": {prefix_key(vip) for vip in guard.vips if vip.version == 6},
+            # Last: before an address of this host is known no packet is ours.
+            "glb_own_addresses": {ip_address(address).packed for address in guard.own_addresses},
+        }
+        _bpf.update_map(self._object.map("glb_agent_settings"), bytes(4), settings(namespaces))
+        for name, keys in wanted.items():
+            for key in keys - self._in_maps.get(name, set()):
+                _bpf.update_map(self._object.map(name), key, _PRESENT)
+        for name, keys in wanted.items():
+            for key in self._in_maps.get(name, set()) - keys:
+                _bpf.delete_from_map(self._object.map(name), key)
+        self._in_maps = wanted
+
+    def count(self, index: int) -> int:
+        return _bpf.sum_per_cpu(self._object.map("glb_counters"), index)
+
+    def counters(self) -> dict[str, int]:
+        return {reason.name: self.count(i) for i, reason in enumerate(REASONS)}
+
+    def bounced_by_hop(self) -> dict[int, int]:
+        counts = {hop: self.count(COUNT_HOPS + hop) for hop in range(MAX_GUE_HOPS)}
+        return {hop: count for hop, count in counts.items() if count}
+
+    def last_source(self, reason: str) -> str | None:
+        index = REASONS.index(BY_NAME[reason])
+        address = _bpf.lookup_map(self._object.map("glb_last_sources"), index.to_bytes(4, "little"), 4)
+        return str(IPv4Address(address)) if address and any(address) else None
+
+    def close(self) -> None:
+        self._object.close()
+
+
+class XdpEngine:
+    """One interface's program. What happens to it when the agent ends is decided by `pin_dir`."""
+
+    name = "xdp"
+
+    def __init__(self, config: AgentConfig, ifindex: int, changes: Changes) -> None:
+        self._config = config
+        self._ifindex = ifindex
+        self._changes = changes
+        self._pin_dir: Path | None = None
+        self._program: Program | None = None
+        self._link: int | None = None
+        self._inherited = False  # the link is an earlier agent's, and pinned
+        self._pinned = False
+        self._judging = False
+        self._cookies_sent = cookies_sent()  # what was sent before we came says nothing
+        self._cookies_until = 0.0
+
+    async def prepare(self, stack: contextlib.AsyncExitStack) -> None:
+        """Load the program and attach it; it takes no packet before it knows an address of this host."""
+        config = self._config
+        is_veth = await asyncio.to_thread(_kind, self._ifindex) == "veth"
+        # What a program sends over a veth arrives only if the other end has GRO on, which cannot be seen from here.
+        # Who has chosen the engine knows that from the documentation; who has not gets what works everywhere.
+        by_host = is_veth and config.engine == "auto"
+        if by_host:
+            log.info('%s is a veth: bounced packets go by the host\'s stack; see engine = "xdp"', config.interface)
+        constants = options(config.gue_port, 0 if by_host else self._ifindex, by_redirect=is_veth)
+        self._program = await asyncio.to_thread(Program, constants)
+        stack.callback(self._program.close)
+        self._pin_dir = config.pin_dir if config.pin_dir and pin.usable(config.pin_dir) else None
+        if self._pin_dir is None:
+            log.warning("the XDP program will not outlive this process")
+        else:
+            self._link = pin.find(self._pin_dir, config.interface, self._ifindex)
+        self._inherited = self._pinned = self._link is not None
+        stack.callback(self._let_go)
+        if self._link is None:
+            self._link = self._attach(self._program.fd)
+
+    async def start(self, stack: contextlib.AsyncExitStack, guard: Guard) -> None:
+        assert self._program is not None and self._link is not None
+        for name, value in ENGINE_SYSCTLS:
+            name = name.format(self._config.interface)
+            if self._changes.set_sysctl(name, value, ENGINE):
+                log.info("sysctl %s=%s", name.replace("/", "."), value)
+        # Without a link to inherit, packets are judged after this call.
+        await self.adopt(guard)
+        if self._inherited:
+            # From the next packet on it is our program that judges.
+            _bpf.replace_program(self._link, self._program.fd)
+            log.info("took over the program of an earlier agent on %s", self._config.interface)
+        stack.callback(setattr, self, "_judging", False)
+        self._judging = True
+        log.info("XDP program attached to %s, %s mode", self._config.interface, self.mode)
+
+    async def adopt(self, guard: Guard) -> None:
+        assert self._program is not None
+        await asyncio.to_thread(self._program.adopt, guard)
+
+    def settle(self) -> None:
+        """Pin a link of our own."""
+        assert self._link is not None
+        if self._pin_dir and not self._pinned:
+            self._pinned = pin.keep(self._link, self._pin_dir, self._config.interface)
+
+    @property
+    def judging(self) -> bool:
+        return self._judging
+
+    @property
+    def mode(self) -> str:
+        """native, generic or offload."""
+        return str(_bpf.attached_xdp(self._ifindex)[1])
+
+    def _attach(self, program: int) -> int:
+        try:
+            return _bpf.attach_xdp(program, self._ifindex)
+        except DeviceError as error:
+            if _bpf.attached_xdp(self._ifindex)[0]:
+                raise  # somebody else's program: refuse, whatever the mode
+            log.warning("native XDP refused on %s (%s); trying generic mode", self._config.interface, error)
+            return _bpf.attach_xdp(program, self._ifindex, generic=True)
+
+    def _let_go(self) -> None:
+        """Pinned, the program goes on, and needs its sysctls; else it goes when the link is closed."""
+        if self._link is not None:
+            os.close(self._link)
+            self._link = None
+        if self._pinned:
+            log.info("the XDP program goes on without the agent until `glb-proxy-agent detach`")
+            return
+        for name in self._changes.restore_sysctls(ENGINE):
+            log.info("sysctl %s restored", name.replace("/", "."))
+
+    # -- telling -------------------------------------------------------------------------------------------------------
+
+    def counters(self) -> dict[str, int]:
+        assert self._program is not None
+        return self._program.counters()
+
+    def bounced_by_hop(self) -> dict[int, int]:
+        assert self._program is not None
+        return self._program.bounced_by_hop()
+
+    def last_source(self, reason: str) -> str | None:
+        assert self._program is not None
+        return self._program.last_source(reason)
+
+    def internals(self) -> dict[str, int]:
+        assert self._program is not None
+        return {
+            "look_ups": self._program.count(COUNT_LOOK_UPS),
+            "recalled": self._program.count(COUNT_RECALLED),
+            "by_host": self._program.count(COUNT_BY_HOST),
+            "verdict_errors": 0,
+            "overruns": 0,
+            "syn_cookies_in_use": self._cookies_in_use(),
+        }
+
+    def _cookies_in_use(self) -> bool:
+        """Whether the kernel has sent some in the last 10 s, as far as the moments tell at which somebody asked."""
+        sent, now = cookies_sent(), time.monotonic()
+        if sent != self._cookies_sent:
+            self._cookies_sent = sent
+            self._cookies_until = now + COOKIES_FOR_S
+        return now < self._cookies_until
+
+    def queue(self) -> dict[str, int]:
+        return {}
+
+
+def detach(config: AgentConfig) -> bool:
+    """Take the program off that agents with this configuration left. Whether there was one."""
+    if config.pin_dir is None or not config.pin_dir.exists() or not _bpf.is_bpffs(config.pin_dir):
+        return False
+    return pin.remove(config.pin_dir, config.interface)
+
+
+def cookies_sent() -> int:
+    """SYN cookies that this network namespace has sent (SyncookiesSent); 0 where the kernel does not tell."""
+    try:
+        names, numbers = (line.split() for line in NETSTAT.read_text().splitlines()[:2])
+        return int(numbers[names.index("SyncookiesSent")])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _kind(ifindex: int) -> str | None:
+    """veth, bond, vlan..; None for a card."""
+    with IPRoute() as ipr:
+        (link,) = ipr.get_links(ifindex)
+        information = link.get_attr("IFLA_LINKINFO")
+        return str(information.get_attr("IFLA_INFO_KIND")) if information else None

@@ -1,0 +1,275 @@
+"""The xdp engine's life: what goes on without the agent, how the next one takes over, what detach leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from glb import _bpf
+from tests.netns.agents import VIP4, VIP6, Agent, Client, Director, NamedServer, fleet
+from tests.netns.test_agent_life import (
+    ARP_SYSCTLS,
+    ENGINE_SYSCTLS,
+    RULES,
+    before,
+    during,
+    sysctls,
+    vips_on_lo,
+)
+from tests.netns.topology import Host, Switch, eventually
+
+pytestmark = [pytest.mark.netns, pytest.mark.bpf]
+
+SO_RCVBUFFORCE = 33
+
+
+@pytest.fixture
+def pins(bpffs: Path) -> Path:
+    return bpffs / "agent-life"
+
+
+@pytest.fixture
+def net() -> Iterator[Switch]:
+    with fleet() as switch:
+        yield switch
+
+
+@pytest.fixture
+def agent(net: Switch, tmp_path: Path, pins: Path) -> Iterator[Agent]:
+    agent = Agent(net["proxy1"], tmp_path, engine="xdp", pin_dir=str(pins))
+    yield agent
+    agent.stop()
+    agent.detach()
+
+
+def program(host: Host) -> int:
+    """Id of the XDP program on the host's eth0; 0: none."""
+    with host.inside():
+        return int(_bpf.attached_xdp(socket.if_nametoindex("eth0"))[0])
+
+
+def end(agent: Agent, number: int) -> None:
+    agent.signal(number)
+    agent.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_program_judges_on_while_no_agent_runs_and_is_taken_over(net: Switch, agent: Agent, number: int) -> None:
+    agent.start()
+    director = Director(net["director"], [net["proxy1"], net["proxy2"]])
+    server = NamedServer(agent.host, VIP4)
+    client = Client(net["client"], VIP4)
+    try:
+        assert client.ask("before") == "proxy1: before"
+        first = program(agent.host)
+        end(agent, number)
+        assert program(agent.host) == first
+        assert sysctls(agent, {**ENGINE_SYSCTLS, **ARP_SYSCTLS}) == during({**ENGINE_SYSCTLS, **ARP_SYSCTLS})
+        assert client.ask("without an agent") == "proxy1: without an agent"
+        new = Client(net["client"], VIP4)
+        assert new.ask("new") == "proxy1: new"
+        new.close()
+        agent.start()
+        assert program(agent.host) not in (0, first)
+        assert "took over the program of an earlier agent" in agent.log()
+        assert client.ask("after") == "proxy1: after"
+        assert agent.counters().get("established", 0) >= 1
+    finally:
+        client.close()
+        server.close()
+        director.close()
+
+
+def test_detach_leaves_nothing(agent: Agent, pins: Path) -> None:
+    agent.start()
+    assert len(list(pins.iterdir())) == 1
+    agent.stop()
+    assert program(agent.host)
+    assert agent.detach() == "detached\n"
+    eventually(lambda: program(agent.host) == 0)
+    assert list(pins.iterdir()) == []
+    every = {**ENGINE_SYSCTLS, **ARP_SYSCTLS}
+    assert sysctls(agent, every) == before(every)
+    assert vips_on_lo(agent) == set()
+    assert [path.name for path in (agent.directory / "state").iterdir()] == ["eth0.lock"]
+    assert agent.detach() == "detached\n"  # again: nothing to do
+
+
+def test_without_a_pin_everything_but_the_vips_goes_with_the_agent(agent: Agent) -> None:
+    agent.write_config(pin_dir="")
+    agent.start()
+    assert "will not outlive this process" in agent.log()
+    agent.stop()
+    eventually(lambda: program(agent.host) == 0)
+    assert sysctls(agent, ENGINE_SYSCTLS) == before(ENGINE_SYSCTLS)
+    assert vips_on_lo(agent) == {VIP4, VIP6}
+
+
+def test_failed_start_leaves_the_host_as_it_was(agent: Agent, pins: Path) -> None:
+    agent.write_config(admin="unix:/nonexistent/directory/admin.sock")
+    with pytest.raises(AssertionError, match=r"admin"):
+        agent.start()
+    assert agent.wait() == 1
+    eventually(lambda: program(agent.host) == 0)
+    assert list(pins.iterdir()) == []
+    assert sysctls(agent, ENGINE_SYSCTLS) == before(ENGINE_SYSCTLS)
+
+
+def test_failed_start_of_an_upgrade_leaves_a_program_that_judges(net: Switch, agent: Agent) -> None:
+    agent.start()
+    director = Director(net["director"], [net["proxy1"]])
+    server = NamedServer(agent.host, VIP4)
+    try:
+        agent.stop()
+        agent.write_config(admin="unix:/nonexistent/directory/admin.sock")
+        with pytest.raises(AssertionError):
+            agent.start()
+        agent.wait()
+        assert sysctls(agent, ENGINE_SYSCTLS) == during(ENGINE_SYSCTLS)
+        client = Client(net["client"], VIP4)
+        assert client.ask("hello") == "proxy1: hello"
+        client.close()
+    finally:
+        server.close()
+        director.close()
+
+
+def test_engine_changes_from_xdp_to_netfilter_and_back(net: Switch, agent: Agent, pins: Path) -> None:
+    director = Director(net["director"], [net["proxy1"]])
+    agent.start()
+    server = NamedServer(agent.host, VIP4)
+    client = Client(net["client"], VIP4)
+    try:
+        for engine in ("netfilter", "xdp"):
+            for number in (signal.SIGKILL, signal.SIGTERM):
+                end(agent, number)
+                agent.write_config(engine=engine)
+                agent.start()
+                assert agent.status()["engine"] == engine
+                assert (agent.rules() == RULES) == (engine == "netfilter")
+                eventually(lambda engine=engine: (program(agent.host) == 0) == (engine == "netfilter"))
+                assert sysctls(agent, ENGINE_SYSCTLS) == during(ENGINE_SYSCTLS)
+                assert client.ask(engine) == f"proxy1: {engine}"
+    finally:
+        client.close()
+        server.close()
+        director.close()
+
+
+def test_somebody_elses_program_is_left_alone(agent: Agent) -> None:
+    with agent.host.inside():
+        other = _bpf.BpfObject(Path(_bpf.__file__).parent / "bpf_objects" / "director.bpf.o")
+        link = _bpf.attach_xdp(other.program("glb_director"), socket.if_nametoindex("eth0"))
+    theirs = program(agent.host)
+    try:
+        with pytest.raises(AssertionError):
+            agent.start()
+        assert agent.wait() == 1
+        assert "is attached to interface" in agent.log()
+        assert program(agent.host) == theirs
+        agent.write_config(engine="auto")
+        agent.start()
+        assert agent.status()["engine"] == "netfilter"
+        assert "engine = auto: netfilter, since xdp does not work here" in agent.log()
+        assert program(agent.host) == theirs
+        agent.stop()
+    finally:
+        os.close(link)
+        other.close()
+
+
+def test_reload_changes_vips_and_sources(net: Switch, agent: Agent) -> None:
+    agent.write_config(vips=[VIP6])
+    agent.start()
+    director = Director(net["director"], [net["proxy1"]])
+    try:
+        agent.reload(vips=[VIP4], allowed_sources=[net["director"].ipv4])
+        assert vips_on_lo(agent) == {VIP4}
+        server = NamedServer(agent.host, VIP4)
+        client = Client(net["client"], VIP4)
+        assert client.ask("hello") == "proxy1: hello"
+        agent.reload(vips=["198.51.100.300"])
+        assert "$.vips[0]: '198.51.100.300' is no IP address or prefix" in agent.log()
+        assert client.ask("still here") == "proxy1: still here"
+        agent.reload(vips=[VIP4], allowed_sources=["10.0.0.0/30"])
+        agent.mark()
+        director.send(director.encapsulate(b"\x45" + bytes(19)))
+        eventually(lambda: agent.counters().get("not_allowed") == 1)
+        agent.reload(allowed_sources=None)
+        assert client.ask("again") == "proxy1: again"
+        client.close()
+        server.close()
+    finally:
+        director.close()
+
+
+def test_bounce_to_a_neighbour_that_is_not_known_yet_goes_by_the_hosts_stack(net: Switch, agent: Agent) -> None:
+    second = Agent(net["proxy2"], agent.directory.parent, engine="xdp", pin_dir=agent.keys["pin_dir"]).start()
+    director = Director(net["director"], [net["proxy2"]])
+    server = NamedServer(second.host, VIP4)
+    agent.start()
+    try:
+        client = Client(net["client"], VIP4)
+        agent.host.run("ip", "neigh", "del", second.host.ipv4, "dev", "eth0")
+        director.lead(net["proxy1"], net["proxy2"])
+        assert client.ask("hello") == "proxy2: hello"
+        by_host = [
+            line for line in agent.get("/metrics")[1].splitlines() if line.startswith("glb_agent_bounced_by_host")
+        ]
+        assert float(by_host[-1].split()[-1] if "created" not in by_host[-1] else by_host[0].split()[-1]) >= 1
+        client.close()
+    finally:
+        server.close()
+        director.close()
+        second.stop()
+        second.detach()
+
+
+def test_no_packet_is_lost_while_the_agent_is_killed_and_restarted_under_traffic(net: Switch, agent: Agent) -> None:
+    """UDP to a VIP through the tunnel: TCP would send again what was lost."""
+    agent.start()
+    director = Director(net["director"], [net["proxy1"]])
+    with agent.host.inside():
+        receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 26)
+        receiver.bind((VIP4, 81))
+        receiver.settimeout(5)
+    sent, stop = [0], threading.Event()
+
+    def load() -> None:
+        with net["client"].inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            while not stop.wait(0.0005):
+                sender.sendto(sent[0].to_bytes(4, "big"), (VIP4, 81))
+                sent[0] += 1
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    try:
+        for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+            end(agent, number)
+            agent.start()
+            agent.reload(vips=[VIP4, VIP6, "203.0.113.7"])
+    finally:
+        stop.set()
+        thread.join()
+    try:
+        assert sent[0] > 500
+        arrived = {receiver.recv(100) for _ in range(sent[0])}
+        assert len(arrived) == sent[0]
+    finally:
+        receiver.close()
+        director.close()
+
+
+def test_second_agent_and_detach_are_refused_while_one_runs(agent: Agent) -> None:
+    agent.start()
+    with pytest.raises(AssertionError, match="runs for eth0"):
+        agent.host.run(sys.executable, "-m", "proxy_agent.cli", "detach", "--config", str(agent.config_path))
+    assert program(agent.host)
