@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # What is copied and built a second time; the working tree keeps its fast build.
 PARTS = ("bpf", "fuzz", "glb", "proxy_agent", "tests", "setup.py", "pyproject.toml")
-CHECKS = ("tests/unit/test_fastpath.py", "tests/vectors")
+CHECKS = ("tests/unit/test_fastpath.py", "tests/unit/test_too_big.py", "tests/unit/test_tags.py", "tests/vectors")
 
 
 @pytest.fixture(scope="module")
