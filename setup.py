@@ -21,7 +21,7 @@ DEBUG = os.environ.get("GLB_CYTHON_DEBUG", "0") not in ("", "0")
 SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined"]
 COMPILE_ARGS = SANITIZE if DEBUG else ["-O3", "-g1"]
 LINK_ARGS = ["-fsanitize=address,undefined"] if DEBUG else []
-HEADERS = ["bpf/glb_protocol.h", "bpf/glb_layout.h"]
+HEADERS = ["bpf/*.h", "*/*.pxd", "glb/*.h"]
 
 # module -> libraries it is linked with
 MODULES = {
@@ -45,7 +45,7 @@ def extensions() -> list[Extension]:
             [source_of(module)],
             include_dirs=["bpf", "glb"],
             libraries=libraries,
-            depends=HEADERS + [str(p.relative_to(ROOT)) for p in ROOT.glob("*/*.pxd")],
+            depends=[str(p.relative_to(ROOT)) for pattern in HEADERS for p in ROOT.glob(pattern)],
             extra_compile_args=["-Wall", "-Wno-unused-function", *COMPILE_ARGS],
             extra_link_args=LINK_ARGS,
         )

@@ -17,6 +17,7 @@ _BENCHMARKS = {
     "memory": "bench.memory",
     "tables": "bench.tables",
     "live": "bench.live",
+    "xdp": "bench.xdp",
     "agent": "bench.agent",
     "engines": "bench.table_engines",
 }

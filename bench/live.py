@@ -7,7 +7,7 @@ import socket
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ _OVERLOAD = 1.5
 _CALIBRATIONS = 3
 _CALIBRATION_S = 0.2
 _READY_S = 20.0
-_CASES = {
+CASES = {
     "ipv4-64": samples.ipv4_frame(64, 0, 0),
     "ipv4-1400": samples.ipv4_frame(1400, 0, 0),
     "ipv6-78": samples.ipv6_frame(78, int(samples.CLIENT6), 0),
@@ -50,8 +50,9 @@ _NOT_INCLUDED = "a network card; ours sends 40 bytes more a frame than the echo"
 class LoadClient:
     """bench/load.py on a host."""
 
-    def __init__(self, host: Host, core: int) -> None:
-        argv = [sys.executable, "-m", "bench.load", str(compiled.bpf_object("load.bpf.c")), *_LINKS.values()]
+    def __init__(self, host: Host, core: int, links: Iterable[str]) -> None:
+        """`links`: the interfaces on which it counts what comes back."""
+        argv = [sys.executable, "-m", "bench.load", str(compiled.bpf_object("load.bpf.c")), *links]
         path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
         self.process = host.start(argv, core, stdin=subprocess.PIPE, environment={"PYTHONPATH": path})
         self._expect_ready()
@@ -75,7 +76,7 @@ class LoadClient:
 
 
 @contextmanager
-def _ending(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+def ending(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
     try:
         yield process
     finally:
@@ -94,7 +95,7 @@ def _ending(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
 def echo(host: Host, core: int) -> Iterator[int]:
     """The baseline, forwarding; its process id."""
     argv = [str(compiled.program("echo.c", "xdp", "bpf")), _LINKS[BASELINE], str(compiled.bpf_object("echo.bpf.c"))]
-    with _ending(host.start(argv, core)) as process:
+    with ending(host.start(argv, core)) as process:
         assert process.stdout is not None
         if process.stdout.readline() != "ready\n":
             raise BenchError(f"the echo did not start ({process.wait()})")
@@ -125,7 +126,7 @@ admin = "unix:{home}/admin.sock"
         notified.bind(str(address))
         notified.settimeout(0.1)
         process = stack.enter_context(
-            _ending(host.start(argv, core, stderr=log, environment={"NOTIFY_SOCKET": str(address)}))
+            ending(host.start(argv, core, stderr=log, environment={"NOTIFY_SOCKET": str(address)}))
         )
         _await_ready(notified, process, home / "director.log")
         yield process.pid
@@ -142,7 +143,7 @@ def _await_ready(notified: socket.socket, process: subprocess.Popen[str], log: P
     raise BenchError(f"glb-director did not start:\n{log.read_text(errors='replace')}")
 
 
-def _cpu_ns(pid: int) -> int:
+def cpu_ns(pid: int) -> int:
     """What the threads of a process have run so far, the softirqs that their system calls ran included."""
     return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat"))
 
@@ -181,11 +182,11 @@ class Contest:
         return significant(statistics.median(other / mine for other, mine in sides))
 
     def _run(self, side: str, seconds: float) -> Report:
-        before = _cpu_ns(self._pids[side])
+        before = cpu_ns(self._pids[side])
         report = self._load.run(Order(_LINKS[side], self._frame, self.frames_per_s, seconds))
         if not report.tunnel + report.other:
             raise BenchError(f"nothing came back from {side}")
-        self.cpu_ns[side].append((_cpu_ns(self._pids[side]) - before) / report.total)
+        self.cpu_ns[side].append((cpu_ns(self._pids[side]) - before) / report.total)
         return report
 
 
@@ -193,9 +194,9 @@ def run(session: Session) -> Iterator[dict[str, Any]]:
     seconds = _QUICK_SECONDS if session.quick else _SECONDS
     work = session.cores.work
     with hosts(*_LINKS.values()) as (near, far):
-        load = LoadClient(near, session.cores.load)
-        with _ending(load.process):
-            for case, frame in _CASES.items():
+        load = LoadClient(near, session.cores.load, _LINKS.values())
+        with ending(load.process):
+            for case, frame in CASES.items():
                 # New processes for each case: where their memory happens to lie should not decide all of them.
                 with echo(far, work) as echo_pid, director(far, work) as director_pid:
                     contest = Contest(load, {OURS: director_pid, BASELINE: echo_pid}, frame, seconds)

@@ -43,6 +43,7 @@ class Report(msgspec.Struct):
     tunnel: float  # tunnel packets that came back
     other: float
     total: int  # frames that came back, warm-up and end included
+    cpu_ns: int  # processor time of this process for all of them, the softirqs that its system calls ran included
 
 
 class Load:
@@ -57,6 +58,7 @@ class Load:
         _bpf.update_map(self._object.map("settings"), _KEY, _settings(order, is_ipv6))
         _bpf.update_map(self._object.map("pace"), _KEY, bytes(_PACE_BYTES))
         empty = self._counts()
+        cpu_ns = time.process_time_ns()
         thread = threading.Thread(target=_generate, args=(program, order.frame), daemon=True)
         thread.start()
         time.sleep(_WARM_UP_S)
@@ -71,7 +73,8 @@ class Load:
             thread.join(_STOP_S)
         offered, tunnel, other = ((last - first) / elapsed for last, first in zip(after, before, strict=True))
         time.sleep(_DRAIN_S)
-        return Report(offered, tunnel, other, sum(self._counts()[1:]) - sum(empty[1:]))
+        total = sum(self._counts()[1:]) - sum(empty[1:])
+        return Report(offered, tunnel, other, total, time.process_time_ns() - cpu_ns)
 
     def _counts(self) -> tuple[int, int, int]:
         pace = _bpf.lookup_map(self._object.map("pace"), _KEY, _PACE_BYTES)

@@ -114,6 +114,16 @@ def figure(
     }
 
 
+def net_figure(name: str, taken: Mapping[str, Sequence[float]], **more: Any) -> dict[str, Any]:
+    """As `figure`, where ours contains the baseline: `value` is its best sample less the baseline's best.
+
+    Never the best of differences: one slow sample of the baseline would decide it.
+    """
+    line = figure(name, taken, unit="ns/frame", better="lower", **more)
+    best = min(taken[BASELINE])
+    return line | {"value": significant(min(taken[OURS]) - best), "baseline": significant(best)}
+
+
 def significant(value: float) -> float:
     """Four significant digits: more would be noise."""
     return float(f"{value:.4g}")

@@ -6,7 +6,10 @@ import ipaddress
 import json
 import random
 import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from glb.director.config import Config
 from glb.director.forwarding import Published, compile_forwarding
@@ -85,3 +88,39 @@ def flows(family: int, frame_bytes: int, count: int) -> list[bytes]:
     return [
         ipv6_frame(frame_bytes, prefix | chance.getrandbits(64), chance.randrange(1024, 65536)) for _ in range(count)
     ]
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A director's tables with many binds: `vips` addresses in all per family, by turns in the tables."""
+
+    n_backends: int  # of each table
+    vips: int = 252
+    tables: int = 1
+    cidrs: int = 0  # how many of the addresses are bound by a /28 or /124 instead
+    range_ports: int = 1000  # width of the port range that every other address has besides PORT; 0: none has
+
+    def vip(self, family: int, i: int) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+        # 16 apart, so that a /28 holds one of them; not in order, as addresses in use are not either.
+        place = i * 16 + 5
+        return ipaddress.IPv4Address("198.18.0.0") + place if family == 4 else VIP6 + (place << 16)
+
+    def vips_of(self, family: int) -> list[bytes]:
+        return [self.vip(family, i).packed for i in range(self.vips)]
+
+    def document(self) -> str:
+        tables = []
+        for t in range(self.tables):
+            table = json.loads(document(self.n_backends))["tables"][0]
+            table |= {"name": f"web{t}", "hash_key": (int.from_bytes(HASH_KEY, "big") + t).to_bytes(16, "big").hex()}
+            table["binds"] = [bind for i in range(t, self.vips, self.tables) for bind in self._binds(i)]
+            tables.append(table)
+        return json.dumps({"tables": tables})
+
+    def _binds(self, i: int) -> Iterator[dict[str, Any]]:
+        for family, bits in ((4, 28), (6, 124)):
+            vip = self.vip(family, i)
+            where = str(ipaddress.ip_network((vip, bits), strict=False)) if i < self.cidrs else str(vip)
+            yield {"ip": where, "proto": "tcp", "port": PORT}
+            if self.range_ports and i % 2:
+                yield {"ip": where, "proto": "tcp", "port_start": 8000, "port_end": 7999 + self.range_ports}

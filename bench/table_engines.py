@@ -1,4 +1,4 @@
-"""Table build by each engine that this machine has, with weights, at the largest size; a change of weight; `table check`."""
+"""Table builds by each engine that this machine has, with weights, at the largest size; changes; `table check`."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _changes(session: Session, table: Table) -> Iterator[dict[str, Any]]:
             session.alternate(name, sides, session.times(_ALTERNATIONS[n_backends])),
             unit="ms",
             better="lower",
-            method=f"a RowBuilder that has built the table (weights 1 to 3) before: one of {n_backends} backends {words}",
+            method=f"a RowBuilder that built the table (weights 1 to 3) before: one of {n_backends} backends {words}",
             baseline=_BASELINE,
             not_included=_CHANGE_NOT_INCLUDED,
             backends=n_backends,

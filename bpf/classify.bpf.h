@@ -71,7 +71,7 @@ __noinline int find_prefix(const struct glb_generation *generation, __u64 high, 
             masked_high = length ? high & (~0ULL << ((64 - length) & 63)) : 0;
         at = glb_prefix_slot(masked_high, masked_low, length, generation->seed);
         for (__u32 probe = 0; probe < GLB_MAX_PROBES; probe++) {
-            __u32 index = (at + probe) & (GLB_PREFIX_SLOTS - 1);
+            __u32 index = (at + probe) & generation->slot_mask & (GLB_PREFIX_SLOTS - 1);
             const struct glb_prefix *slot = &generation->slots[index];
 
             if (!slot->used)
@@ -98,16 +98,13 @@ static __always_inline int find_ipv6(const struct glb_generation *generation, co
     return find_prefix(generation, high, low, 1);
 }
 
-/* Table of a protocol and port (host order) at the prefix in `slot`, or -1: no bind is in force there. */
-__noinline int find_table(const struct glb_generation *generation, __u32 slot, __u32 protocol, __u32 port)
+/* Table of a key (protocol << 16 | port, host order) among the segments of a prefix, or -1: no bind is in force there. */
+__noinline int find_table(const struct glb_generation *generation, __u32 first, __u32 n, __u32 key)
 {
-    __u32 key = protocol << 16 | port, low, high, beyond;
+    __u32 low = first, high = first + n;
 
     if (!generation)
         return -1;
-    low = generation->slots[slot & (GLB_PREFIX_SLOTS - 1)].first_segment;
-    beyond = high = low + generation->slots[slot & (GLB_PREFIX_SLOTS - 1)].n_segments;
-
     for (int step = 0; step < GLB_SEARCH_STEPS && low < high; step++) {
         __u32 middle = (low + high) >> 1;
 
@@ -116,8 +113,17 @@ __noinline int find_table(const struct glb_generation *generation, __u32 slot, _
         else
             high = middle;
     }
+    if (low >= first + n)
+        return -1;
     low &= GLB_MAX_SEGMENTS - 1;
-    return low < beyond && generation->segments[low].first <= key ? (int)generation->segments[low].table : -1;
+    return generation->segments[low].first <= key ? (int)generation->segments[low].table : -1;
+}
+
+static __always_inline int find_port(const struct glb_generation *generation, int slot, __u32 protocol, __be16 port)
+{
+    const struct glb_prefix *prefix = &generation->slots[slot & (GLB_PREFIX_SLOTS - 1)];
+
+    return find_table(generation, prefix->first_segment, prefix->n_segments, protocol << 16 | bpf_ntohs(port));
 }
 
 /* `length` bytes at the place into `to`, and the place moves on; nonzero if the packet ends before. */
@@ -138,7 +144,7 @@ static __always_inline enum verdict ports(struct xdp_md *ctx, const struct glb_g
         return PASS;
     if (take(ctx, &place, port, sizeof(port)))
         return HAND_OVER;
-    return find_table(generation, prefix, protocol, bpf_ntohs(port[1])) >= 0 ? HAND_OVER : PASS;
+    return find_port(generation, prefix, protocol, port[1]) >= 0 ? HAND_OVER : PASS;
 }
 
 static __always_inline enum verdict later_fragment(const struct glb_generation *generation, __u32 protocol, __u32 icmp)
@@ -153,6 +159,7 @@ static __always_inline int walk_extensions(struct xdp_md *ctx, struct place *pla
 {
     __u8 header[8];
 
+#pragma unroll /* Linux 6.1 takes no loop that is entered in its middle, as clang lays out this one */
     for (int i = 0; i <= GLB_MAX_EXTENSION_HEADERS; i++) {
         if (*protocol != 0 && *protocol != 43 && *protocol != 44 && *protocol != 60)
             return 0;
@@ -184,7 +191,7 @@ static __always_inline enum verdict quoted(struct xdp_md *ctx, const struct glb_
         return PASS;
     if (take(ctx, &place, port, sizeof(port)))
         return HAND_OVER;
-    return find_table(generation, prefix, protocol, bpf_ntohs(port[0])) >= 0 ? HAND_OVER : PASS;
+    return find_port(generation, prefix, protocol, port[0]) >= 0 ? HAND_OVER : PASS;
 }
 
 static __always_inline enum verdict icmpv4(struct xdp_md *ctx, const struct glb_generation *generation, struct place place)

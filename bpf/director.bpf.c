@@ -75,6 +75,9 @@ struct {
     __type(value, struct glb_count);
 } glb_backend_counts SEC(".maps");
 
+/* Keeps clang from computing the pointer anew for every field, as it does where offsets from a far base exceed 32 KiB. */
+#define ONE_REGISTER(pointer) asm volatile("" : "+r"(pointer))
+
 /* A common packet on its way. */
 struct packet {
     struct flow flow;
@@ -93,39 +96,46 @@ static __always_inline void count(__u32 which)
 }
 
 /* The prefix of an address: by one probe sequence where whole addresses are bound, as they mostly are; else by the loop. */
-static __always_inline int find_vip(const struct glb_generation *generation, __u64 high, __u64 low, __u32 family)
+static __always_inline const struct glb_prefix *find_vip(const struct glb_generation *generation, __u64 high, __u64 low, __u32 family)
 {
+    const struct glb_prefix *slot;
+    int found;
+
     if (generation->lengths[family][0] == 128) {
         __u32 at = glb_prefix_slot(high, low, 128, generation->seed);
 
 #pragma unroll
         for (__u32 probe = 0; probe < 2; probe++) {
-            __u32 index = (at + probe) & (GLB_PREFIX_SLOTS - 1);
-            const struct glb_prefix *slot = &generation->slots[index];
-
+            slot = &generation->slots[(at + probe) & generation->slot_mask & (GLB_PREFIX_SLOTS - 1)];
+            ONE_REGISTER(slot);
+            if (slot->low == low && slot->high == high && slot->length == 128)
+                return slot;
             if (!slot->used)
                 break;
-            if (slot->low == low && slot->high == high && slot->length == 128)
-                return index;
         }
     } else if (generation->lengths[family][0] == 0xff) {
-        return -1;
+        return 0;
     }
-    return find_prefix(generation, high, low, family);
+    found = find_prefix(generation, high, low, family);
+    if (found < 0)
+        return 0;
+    slot = &generation->slots[found & (GLB_PREFIX_SLOTS - 1)];
+    ONE_REGISTER(slot);
+    return slot;
 }
 
-/* The table of a flow; the port segment of a VIP with a single one is looked at here. */
-static __always_inline int table_of(const struct glb_generation *generation, __u32 slot, __u32 protocol, __be32 ports)
+/* The table of a flow, or -1; where there are few segments, they are in the prefix's own cache line. */
+static __always_inline int table_of(const struct glb_generation *generation, const struct glb_prefix *prefix, __u32 protocol, __be32 ports)
 {
-    const struct glb_prefix *prefix = &generation->slots[slot & (GLB_PREFIX_SLOTS - 1)];
     __u32 port = bpf_ntohl(ports) & 0xffff, key = protocol << 16 | port;
 
-    if (prefix->n_segments == 1) {
-        const struct glb_segment *segment = &generation->segments[prefix->first_segment & (GLB_MAX_SEGMENTS - 1)];
-
-        return segment->first <= key && key <= segment->last ? (int)segment->table : -1;
-    }
-    return find_table(generation, slot, protocol, port);
+#pragma unroll
+    for (int i = 0; i < GLB_NEAR_SEGMENTS; i++)
+        if (prefix->near[i].first <= key && key <= prefix->near[i].last)
+            return prefix->near[i].table;
+    if (prefix->n_segments <= GLB_NEAR_SEGMENTS)
+        return -1;
+    return find_table(generation, prefix->first_segment, prefix->n_segments, key);
 }
 
 /* PASS where the packet is surely not ours, ENCAPSULATE where it is common and ours; HAND_OVER: let classify() decide. */
@@ -133,8 +143,9 @@ static __always_inline enum verdict common_ipv4(const struct glb_generation *gen
 {
     struct ipv4 *header = data + ETHERNET_BYTES;
     __be32 *ports = (void *)(header + 1);
+    const struct glb_prefix *prefix;
     __u32 total;
-    int slot, table;
+    int table;
 
     if ((void *)(ports + 1) > data_end)
         return HAND_OVER;
@@ -143,10 +154,10 @@ static __always_inline enum verdict common_ipv4(const struct glb_generation *gen
         || (header->protocol != GLB_PROTO_TCP && header->protocol != GLB_PROTO_UDP)
         || total < IPV4_BYTES + 4 || data + ETHERNET_BYTES + total > data_end)
         return HAND_OVER;
-    slot = find_vip(generation, 0, 0xffffULL << 32 | bpf_ntohl(header->destination), 0);
-    if (slot < 0)
+    prefix = find_vip(generation, 0, 0xffffULL << 32 | bpf_ntohl(header->destination), 0);
+    if (!prefix)
         return PASS;
-    table = table_of(generation, slot, header->protocol, *ports);
+    table = table_of(generation, prefix, header->protocol, *ports);
     if (table < 0)
         return PASS;
     packet->flow.source[0] = header->source;
@@ -163,9 +174,10 @@ static __always_inline enum verdict common_ipv6(const struct glb_generation *gen
 {
     struct ipv6 *header = data + ETHERNET_BYTES;
     __be32 *ports = (void *)(header + 1);
+    const struct glb_prefix *prefix;
     __u64 high, low;
     __u32 total;
-    int slot, table;
+    int table;
 
     if ((void *)(ports + 1) > data_end)
         return HAND_OVER;
@@ -174,20 +186,25 @@ static __always_inline enum verdict common_ipv6(const struct glb_generation *gen
         || (header->next_header != GLB_PROTO_TCP && header->next_header != GLB_PROTO_UDP)
         || total < IPV6_BYTES + 4 || data + ETHERNET_BYTES + total > data_end)
         return HAND_OVER;
-    high = (__u64)bpf_ntohl(header->destination[0]) << 32 | bpf_ntohl(header->destination[1]);
-    low = (__u64)bpf_ntohl(header->destination[2]) << 32 | bpf_ntohl(header->destination[3]);
+    high = bpf_be64_to_cpu(*(__be64 *)header->destination);
+    low = bpf_be64_to_cpu(*(__be64 *)(header->destination + 2));
     if (high == 0 && low >> 32 == 0xffff) /* IPv4-mapped: in the bind table these are the IPv4 prefixes */
         return PASS;
-    slot = find_vip(generation, high, low, 1);
-    if (slot < 0)
+    prefix = find_vip(generation, high, low, 1);
+    if (!prefix)
         return PASS;
-    table = table_of(generation, slot, header->next_header, *ports);
+    table = table_of(generation, prefix, header->next_header, *ports);
     if (table < 0)
         return PASS;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        packet->flow.source[i] = header->source[i];
-        packet->flow.destination[i] = header->destination[i];
+    for (int i = 0; i < 4; i += 2) {
+        /* Two units by one load; hash_of() puts them together again. */
+        __u64 source = *(__u64 *)&header->source[i], destination = *(__u64 *)&header->destination[i];
+
+        packet->flow.source[i] = source;
+        packet->flow.source[i + 1] = source >> 32;
+        packet->flow.destination[i] = destination;
+        packet->flow.destination[i + 1] = destination >> 32;
     }
     packet->flow.ports = *ports;
     packet->ip_length = total;
@@ -234,7 +251,10 @@ static __always_inline int list_row(const struct glb_table *table, const __u16 *
 
 static __always_inline const struct glb_backend *backend_of(const struct glb_generation *generation, const struct glb_table *table, __u32 hop)
 {
-    return &generation->backends[(table->first_backend + hop) & (GLB_MAX_BACKENDS - 1)];
+    const struct glb_backend *backend = &generation->backends[(table->first_backend + hop) & (GLB_MAX_BACKENDS - 1)];
+
+    ONE_REGISTER(backend);
+    return backend;
 }
 
 /* The first 50 bytes of the front; the further hops follow. Little-endian words: see docs/protocol/gue.md for the fields. */
@@ -247,8 +267,7 @@ static __always_inline void write_front(__u64 *front, const struct packet *packe
     __u64 port = GLB_SOURCE_PORT_BASE | (((__u32)hash ^ packet->hint) & 0x7fff);
 
     sum = (sum & 0xffff) + (sum >> 16);
-    sum = (sum & 0xffff) + (sum >> 16);
-    sum = (sum & 0xffff) + (sum >> 16); /* three folds: the first leaves at most 0x1000e, the second may carry once more */
+    sum = (sum & 0xffff) + (sum >> 16); /* two folds: eight words sum to < 0x80000, the first fold to <= 0x10006 */
     front[0] = (next_hop & 0xffffffffffffULL) | (__u64) * (const volatile __u16 *)mac << 48;
     front[1] = *(const volatile __u32 *)(mac + 2) | (__u64)bpf_htons(GLB_ETH_P_IP) << 32 | 0x45ULL << 48;
     front[2] = bpf_htons(outer_length) | (__u64)bpf_htons(0x4000) << 32 | (__u64)GLB_OUTER_TTL << 48 | (__u64)GLB_PROTO_UDP << 56;
@@ -344,6 +363,7 @@ static __always_inline int hand_over(struct xdp_md *ctx)
 static __always_inline int forward(struct xdp_md *ctx, const struct glb_generation *generation, struct packet *packet, const int n_address)
 {
     const struct glb_table *table = &generation->tables[packet->table & (GLB_MAX_TABLES - 1)];
+    ONE_REGISTER(table);
     __u64 key0 = table->key0, key1 = table->key1, alt_hash = 0, hash;
     int action;
 

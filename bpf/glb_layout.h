@@ -11,11 +11,13 @@
 
 #include <linux/types.h>
 
-#define GLB_PREFIX_SLOTS 65536 /* a power of two; at most a quarter is used, so a seed with short probe sequences is found */
+#define GLB_PREFIX_SLOTS 65536 /* a power of two, like slot_mask + 1, of which at most a quarter is used: a seed with short
+                                * probe sequences is found */
 #define GLB_MAX_PREFIXES 16384 /* distinct bind prefixes, all tables together */
 #define GLB_MAX_PROBES 8
 #define GLB_MAX_SEGMENTS 131072 /* 2^17: a binary search ends after 18 steps */
 #define GLB_SEARCH_STEPS 18
+#define GLB_NEAR_SEGMENTS 2    /* as many as make struct glb_prefix a cache line */
 #define GLB_MAX_LENGTHS 130    /* distinct prefix lengths of one family, and a terminating 0xff */
 #define GLB_NO_TABLE 0xffff
 #define GLB_MAX_EXTENSION_HEADERS 8
@@ -43,6 +45,12 @@ enum glb_verdict {
     GLB_N_VERDICTS
 };
 
+struct glb_segment {
+    __u32 first; /* protocol << 16 | port, host order, inclusive; segments of a prefix ascend and do not overlap */
+    __u32 last;
+    __u32 table;
+};
+
 struct glb_prefix {
     __u64 high;               /* address, host order; IPv4 is ::ffff:a.b.c.d */
     __u64 low;
@@ -50,14 +58,10 @@ struct glb_prefix {
     __u8 used;                /* 0: an empty slot ends a probe sequence */
     __u16 echo_table;         /* table of ICMP echo requests */
     __u16 fragment_tables[2]; /* table of later fragments of TCP [0] and UDP [1]; GLB_NO_TABLE: more than one, or none */
-    __u32 first_segment;
+    __u32 first_segment;      /* index into glb_generation.segments */
     __u32 n_segments;
-};
-
-struct glb_segment {
-    __u32 first; /* protocol << 16 | port, host order, inclusive; segments of a prefix ascend and do not overlap */
-    __u32 last;
-    __u32 table;
+    struct glb_segment near[GLB_NEAR_SEGMENTS]; /* copies of the first ones, in this cache line; where there is none, last < first */
+    __u64 reserved;
 };
 
 struct glb_backend {
@@ -86,7 +90,9 @@ struct glb_generation {
     __u32 forward_echo;                  /* 0: echo requests go to the host's stack */
     __u32 n_prefixes;
     __u32 n_tables;
+    __u32 slot_mask;                     /* slots in use - 1 */
     __u8 lengths[2][GLB_MAX_LENGTHS];    /* [0] IPv4, [1] IPv6: prefix lengths of 128, longest first, ended by 0xff */
+    __u8 reserved[36];
     struct glb_table tables[GLB_MAX_TABLES];
     struct glb_backend backends[GLB_MAX_BACKENDS];
     struct glb_prefix slots[GLB_PREFIX_SLOTS];
@@ -116,22 +122,23 @@ struct glb_count {
     __u64 bytes; /* as received */
 };
 
-_Static_assert(sizeof(struct glb_prefix) == 32, "glb_prefix has no holes");
+_Static_assert(sizeof(struct glb_prefix) == 64, "glb_prefix is a cache line");
 _Static_assert(sizeof(struct glb_segment) == 12, "glb_segment has no holes");
 _Static_assert(sizeof(struct glb_backend) == 32, "glb_backend has no holes");
 _Static_assert(sizeof(struct glb_table) == 40, "glb_table has no holes");
 _Static_assert(sizeof(struct glb_options) == 32, "glb_options has no holes");
-_Static_assert(__builtin_offsetof(struct glb_generation, tables) == 280, "glb_generation has no holes");
+_Static_assert(__builtin_offsetof(struct glb_generation, tables) == 320, "glb_generation has no holes");
+_Static_assert(__builtin_offsetof(struct glb_generation, slots) % 64 == 0, "a glb_prefix does not cross cache lines");
 _Static_assert(sizeof(struct glb_rows) == GLB_CHUNK_BYTES && GLB_CHUNK_BYTES % 65536 == 0, "glb_rows fills whole pages");
 
-/* Slot at which the probe sequence of a prefix starts. */
+/* Slot at which the probe sequence of a prefix starts, before the mask. */
 static inline __attribute__((always_inline)) __u32 glb_prefix_slot(__u64 high, __u64 low, __u32 length, __u64 seed)
 {
     __u64 x = (high ^ seed) * 0x9e3779b97f4a7c15ULL;
 
     x ^= x >> 32;
     x = (x ^ low ^ length) * 0xbf58476d1ce4e5b9ULL;
-    return (__u32)(x >> 40) & (GLB_PREFIX_SLOTS - 1);
+    return (__u32)(x >> 40);
 }
 
 #endif

@@ -12,8 +12,9 @@ A packet's way, through a director and a proxy:
 
 A configuration's way, from an operator's command to the packets:
 
-    glb.ctl.verbs ─▶ glb.store.file ─▶ glb.director.watch ─▶ glb.director.daemon
-    drain, fill      locked, replaced   notices the change    reads again
+    glb.ctl.verbs ─▶ glb.table.safety ─▶ glb.store.file ─▶ glb.director.watch ─▶ glb.director.daemon
+    drain, fill      whose flows would    locked, replaced;  notices the change    reads again
+                     it lose?             glb.store.history: what was in force
                                                               │
         ┌─────────────────────────────────────────────────────┘
         ▼

@@ -2,7 +2,9 @@
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
+from _deep cimport DEEP
 from _rowrules cimport NONE
+from _weights cimport Best
 
 cdef extern from "_rendezvous_engines.h":
     enum:
@@ -31,13 +33,52 @@ cdef extern from "_rendezvous_engines.h":
     bint glb_engine_runs(size_t) nogil
 
 
-# ---- one row in full
-
 cdef struct Entry:
     uint64_t score
     uint64_t rank
     uint16_t backend
 
+
+# ---- memory to order rows in
+
+cdef enum:
+    CHUNK = 256            # backends whose ranks of GLB_MAX_LANES rows stay in the first-level cache
+    N_BEST = DEEP + GLB_MAX_LANES * GLB_KEPT
+
+
+cdef struct Room:
+    uint64_t* ranks            # of all backends in one row, or of CHUNK in GLB_MAX_LANES
+    uint64_t* scores           # of all backends in one row
+    Entry* entries
+    uint16_t* order            # what was found
+    Best best                  # DEEP of one row
+    Best[GLB_MAX_LANES] of_lanes
+
+
+cdef inline size_t room_bytes(size_t count) noexcept nogil:
+    """What a Room for that many backends needs."""
+    return 8 * (count + CHUNK * GLB_MAX_LANES) + (8 + sizeof(Entry) + 2) * count + 18 * N_BEST + 2 * DEEP
+
+
+cdef inline Room room_in(char* memory, size_t count) noexcept nogil:
+    """A Room in memory of room_bytes(count), aligned for uint64_t."""
+    cdef Room room
+    cdef size_t lane
+    room.ranks = <uint64_t*>memory
+    room.scores = room.ranks + count + CHUNK * GLB_MAX_LANES
+    room.entries = <Entry*>(room.scores + count)
+    room.best.scores = <uint64_t*>(room.entries + count)
+    room.best.ranks = room.best.scores + N_BEST
+    room.best.backends = <uint16_t*>(room.best.ranks + N_BEST)
+    room.order = room.best.backends + N_BEST
+    for lane in range(<size_t>GLB_MAX_LANES):
+        room.of_lanes[lane].scores = room.best.scores + DEEP + lane * GLB_KEPT
+        room.of_lanes[lane].ranks = room.best.ranks + DEEP + lane * GLB_KEPT
+        room.of_lanes[lane].backends = room.best.backends + DEEP + lane * GLB_KEPT
+    return room
+
+
+# ---- one row in full
 
 cdef inline int compare_entries(const void* one, const void* other) noexcept nogil:
     cdef const Entry* a = <const Entry*>one

@@ -11,6 +11,7 @@ cdef extern from "glb_layout.h" nogil:
         GLB_MAX_PREFIXES
         GLB_MAX_PROBES
         GLB_MAX_SEGMENTS
+        GLB_NEAR_SEGMENTS
         GLB_MAX_LENGTHS
         GLB_NO_TABLE
         GLB_MAX_EXTENSION_HEADERS
@@ -36,6 +37,11 @@ cdef extern from "glb_layout.h" nogil:
         GLB_DROP_STALE_BIND
         GLB_N_VERDICTS
 
+    struct glb_segment:
+        uint32_t first
+        uint32_t last
+        uint32_t table
+
     struct glb_prefix:
         uint64_t high
         uint64_t low
@@ -45,11 +51,7 @@ cdef extern from "glb_layout.h" nogil:
         uint16_t fragment_tables[2]
         uint32_t first_segment
         uint32_t n_segments
-
-    struct glb_segment:
-        uint32_t first
-        uint32_t last
-        uint32_t table
+        glb_segment near[GLB_NEAR_SEGMENTS]
 
     struct glb_backend:
         uint64_t next_hop
@@ -74,6 +76,7 @@ cdef extern from "glb_layout.h" nogil:
         uint32_t forward_echo
         uint32_t n_prefixes
         uint32_t n_tables
+        uint32_t slot_mask
         uint8_t lengths[2][GLB_MAX_LENGTHS]
         glb_table tables[GLB_MAX_TABLES]
         glb_backend backends[GLB_MAX_BACKENDS]

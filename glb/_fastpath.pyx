@@ -222,6 +222,9 @@ cdef class Forwarding:
                 generation.segments[n_segments].last = segment.proto << 16 | segment.port_last
                 generation.segments[n_segments].table = segment.table
                 n_segments += 1
+        generation.slot_mask = 63
+        while generation.slot_mask + 1 < 4 * len(prefixes):
+            generation.slot_mask = 2 * generation.slot_mask + 1
         for seed in range(1, 65):
             if self._place(placed, seed):
                 return
@@ -235,14 +238,14 @@ cdef class Forwarding:
         cdef uint32_t at
         cdef int probe
         cdef uint64_t high, low
-        memset(generation.slots, 0, sizeof(generation.slots))
+        memset(generation.slots, 0, (generation.slot_mask + 1) * sizeof(glb_prefix))
         generation.seed = seed
         for prefix, first_segment in placed:
             high = prefix.address >> 64
             low = prefix.address & 0xffffffffffffffff
             at = glb_prefix_slot(high, low, prefix.length, seed)
             for probe in range(GLB_MAX_PROBES):
-                slot = &generation.slots[(at + probe) & (GLB_PREFIX_SLOTS - 1)]
+                slot = &generation.slots[(at + probe) & generation.slot_mask]
                 if not slot.used:
                     break
             else:
@@ -256,6 +259,11 @@ cdef class Forwarding:
             slot.fragment_tables[1] = prefix.fragment_tables[1]
             slot.first_segment = first_segment
             slot.n_segments = len(prefix.segments)
+            for i in range(GLB_NEAR_SEGMENTS):
+                if i < len(prefix.segments):
+                    slot.near[i] = generation.segments[first_segment + i]
+                else:
+                    slot.near[i].first = 1  # and last 0: nothing lies between
         return True
 
     def __dealloc__(self):

@@ -8,7 +8,8 @@ from libc.string cimport memcpy, memset
 
 from glb._fastpath cimport (
     GLB_DROP_FRAGMENT, GLB_DROP_MALFORMED, GLB_DROP_TRUNCATED, GLB_FORWARD, GLB_HOST, GLB_MAX_EXTENSION_HEADERS,
-    GLB_MAX_LENGTHS, GLB_MAX_PROBES, GLB_MAX_TAGS, GLB_NO_TABLE, GLB_PREFIX_SLOTS, HASH_DST_PORT, HASH_SRC_PORT, Packet, Plan,
+    GLB_MAX_LENGTHS, GLB_MAX_PROBES, GLB_MAX_TAGS, GLB_NEAR_SEGMENTS, GLB_NO_TABLE, HASH_DST_PORT, HASH_SRC_PORT, Packet,
+    Plan,
     glb_generation, glb_prefix, glb_prefix_slot,
 )
 from glb._wire cimport (
@@ -58,7 +59,7 @@ cdef inline const glb_prefix* find_prefix(const glb_generation* generation, uint
             masked_low = 0
         at = glb_prefix_slot(masked_high, masked_low, length, generation.seed)
         for probe in range(GLB_MAX_PROBES):
-            slot = &generation.slots[(at + probe) & (GLB_PREFIX_SLOTS - 1)]
+            slot = &generation.slots[(at + probe) & generation.slot_mask]
             if not slot.used:
                 break
             if slot.low == masked_low and slot.high == masked_high and slot.length == length:
@@ -84,6 +85,12 @@ cdef inline uint32_t find_table(const glb_generation* generation, const glb_pref
     cdef uint32_t low = prefix.first_segment
     cdef uint32_t high = low + prefix.n_segments
     cdef uint32_t middle
+    cdef int i
+    for i in range(GLB_NEAR_SEGMENTS):
+        if prefix.near[i].first <= key <= prefix.near[i].last:
+            return prefix.near[i].table
+    if prefix.n_segments <= GLB_NEAR_SEGMENTS:
+        return GLB_NO_TABLE
     while low < high:
         middle = (low + high) >> 1
         if generation.segments[middle].last < key:

@@ -6,18 +6,22 @@ instruction sets; the row rules are _rowrules.pxd. GLB_SIMD=scalar (or avx2, avx
 """
 
 from cpython cimport array
+from cpython.pythread cimport (
+    PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock, PyThread_type_lock, WAIT_LOCK
+)
 from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
 from libc.stdlib cimport calloc, free, getenv, malloc, qsort
 from libc.string cimport memcpy, memset
 
 import array
 
-from _engines cimport GLB_KEPT, GLB_MAX_LANES, GLB_N_ENGINES, Entry, compare_entries, glb_engine, glb_engine_runs
-from _engines cimport glb_engines, glb_ranked, known_of, write_head
+from _deep cimport DEEP, Deep, deep_order, keep_deep
+from _engines cimport CHUNK, GLB_KEPT, GLB_MAX_LANES, GLB_N_ENGINES, Entry, Room, compare_entries, glb_engine
+from _engines cimport glb_engine_runs, glb_engines, glb_ranked, known_of, room_bytes, room_in, write_head
 from _rowrules cimport GLB_BAD, GLB_PROMOTED, LIVE, MAX_HOPS, NEW, NONE, SKIPPED, USABLE
-from _rowrules cimport Backends, owners_row, row_of
+from _rowrules cimport Backends, deciding, owners_row, row_of
 from _siphash cimport SipKey, sip_key, siphash24 as _siphash24
-from _weights cimport Best, fill_log2, floor_factor, is_before, score_of, select_best
+from _weights cimport fill_log2, floor_factor, is_before, score_of, select_best
 
 KIND_SKIPPED, KIND_USABLE, KIND_LIVE, KIND_NEW = SKIPPED, USABLE, LIVE, NEW
 KIND_GLB_BAD, KIND_GLB_PROMOTED = GLB_BAD, GLB_PROMOTED
@@ -27,8 +31,6 @@ MAX_KEPT = GLB_KEPT
 cdef enum:
     MAX_ROWS = 1 << 20
     MAX_WEIGHT = 100
-    CHUNK = 256            # backends whose ranks of GLB_MAX_LANES rows stay in the first-level cache
-    ENOUGH = 64            # of an order: nearly every row finds its hops among so many; else it is sorted in full
 
 
 # ---- engines
@@ -58,40 +60,6 @@ cdef const glb_engine* _engine(name) except NULL:
 
 # ---- the order
 
-cdef class _Room:
-    """Memory to order rows in; of one call, so that an Order may be used by several threads."""
-
-    cdef uint64_t* ranks
-    cdef Entry* entries
-    cdef Best best             # ENOUGH of one row
-    cdef Best[GLB_MAX_LANES] of_lanes
-    cdef uint16_t* order       # what order_row found
-
-    def __cinit__(self, size_t count):
-        cdef size_t n_best = ENOUGH + GLB_MAX_LANES * GLB_KEPT
-        cdef int lane
-        self.ranks = <uint64_t*>malloc((count + CHUNK * GLB_MAX_LANES) * sizeof(uint64_t))
-        self.entries = <Entry*>malloc(count * sizeof(Entry))
-        self.order = <uint16_t*>malloc((count + ENOUGH) * sizeof(uint16_t))
-        self.best.scores = <uint64_t*>malloc(n_best * sizeof(uint64_t))
-        self.best.ranks = <uint64_t*>malloc(n_best * sizeof(uint64_t))
-        self.best.backends = <uint16_t*>malloc(n_best * sizeof(uint16_t))
-        if not (self.ranks and self.entries and self.order and self.best.scores and self.best.ranks and self.best.backends):
-            raise MemoryError
-        for lane in range(GLB_MAX_LANES):
-            self.of_lanes[lane].scores = self.best.scores + ENOUGH + lane * GLB_KEPT
-            self.of_lanes[lane].ranks = self.best.ranks + ENOUGH + lane * GLB_KEPT
-            self.of_lanes[lane].backends = self.best.backends + ENOUGH + lane * GLB_KEPT
-
-    def __dealloc__(self):
-        free(self.ranks)
-        free(self.entries)
-        free(self.order)
-        free(self.best.scores)
-        free(self.best.ranks)
-        free(self.best.backends)
-
-
 cdef bytes _all_like_most(bytes weights):
     return bytes([max(set(weights), key=weights.count)]) * len(weights)
 
@@ -116,6 +84,13 @@ cdef class Order:
     cdef uint64_t* words              # of ranked: last_words, then ipv6
     cdef uint8_t* weight_of
     cdef uint64_t* floors             # floor_factor of each weight
+    cdef Deep deep
+    cdef PyThread_type_lock lock      # of heads and deep, which grow as they are used
+
+    def __cinit__(self):
+        self.lock = PyThread_allocate_lock()
+        if self.lock == NULL:
+            raise MemoryError
 
     def __init__(
         self, bytes seed, list addresses, Py_ssize_t n_rows, Py_ssize_t keep, *, weights=None, str engine=ENGINE
@@ -135,6 +110,10 @@ cdef class Order:
         free(self.words)
         free(self.weight_of)
         free(self.floors)
+        free(self.deep.places)
+        free(self.deep.orders)
+        if self.lock != NULL:
+            PyThread_free_lock(self.lock)
 
     cdef int _take(self, bytes seed, list addresses, str engine) except -1:
         """Seed and addresses as the hash takes them."""
@@ -188,12 +167,12 @@ cdef class Order:
         self.weight_of[backend] = weight
         self.floors[backend] = floor_factor(weight)
 
-    cdef void order_row(self, _Room room, uint32_t row, Py_ssize_t wanted) noexcept nogil:
-        """room.order: the first `wanted` backends of a row's order; at most ENOUGH of them, or all."""
+    cdef void order_row(self, Room* room, uint32_t row, Py_ssize_t wanted) noexcept nogil:
+        """room.order: the first `wanted` backends of a row's order; at most DEEP of them, or all."""
         cdef Py_ssize_t i, count = self.ranked.count
         cdef const uint8_t* weights = self.weight_of if self.weighted else NULL
         self.engine.ranks_of_row(&self.ranked, row, NULL, count, room.ranks)
-        if wanted <= ENOUGH:
+        if wanted <= DEEP:
             room.best.filled = 0
             select_best(&room.best, wanted, room.ranks, 1, 0, count, weights, self.floors)
             memcpy(room.order, room.best.backends, wanted * sizeof(uint16_t))
@@ -208,7 +187,8 @@ cdef class Order:
 
     cdef int _order_all(self) except -1:
         """Fill `heads`."""
-        cdef _Room room = _Room(self.ranked.count)
+        cdef bytearray memory = bytearray(room_bytes(self.ranked.count))
+        cdef Room room = room_in(memory, self.ranked.count)
         cdef uint32_t row = 0, n_rows = <uint32_t>self.n_rows, lanes = self.engine.lanes, lane, unsure
         cdef Py_ssize_t keep = self.keep
         cdef uint16_t[GLB_MAX_LANES * GLB_KEPT] best
@@ -216,18 +196,18 @@ cdef class Order:
         with nogil:
             while row < n_rows:
                 if self.weighted:
-                    self._order_lanes_by_score(room, row, best)
+                    self._order_lanes_by_score(&room, row, best)
                 else:
                     unsure = self.engine.best(&self.ranked, row, keep, best)
                     for lane in range(lanes):
                         if unsure >> lane & 1:
-                            self.order_row(room, row + lane, keep)
+                            self.order_row(&room, row + lane, keep)
                             memcpy(best + lane * keep, room.order, keep * sizeof(uint16_t))
                 memcpy(heads + row * keep, best, min(lanes, n_rows - row) * keep * sizeof(uint16_t))
                 row += lanes
         return 0
 
-    cdef void _order_lanes_by_score(self, _Room room, uint32_t first_row, uint16_t* best) noexcept nogil:
+    cdef void _order_lanes_by_score(self, Room* room, uint32_t first_row, uint16_t* best) noexcept nogil:
         """best[lane * keep + place], of as many rows as the engine has lanes."""
         cdef Py_ssize_t first = 0, count = self.ranked.count, here, keep = self.keep
         cdef uint32_t lane, lanes = self.engine.lanes
@@ -335,11 +315,12 @@ cdef class Order:
 
         A rank is the backend's 8 hash bytes as a big-endian number.
         """
-        cdef _Room room = _Room(self.ranked.count)
+        cdef bytearray memory = bytearray(room_bytes(self.ranked.count))
+        cdef Room room = room_in(memory, self.ranked.count)
         cdef Py_ssize_t i, count = self.ranked.count
         if not 0 <= row < self.n_rows:
             raise IndexError(f"row {row} of {self.n_rows}")
-        self.order_row(room, row, count)
+        self.order_row(&room, row, count)
         ranks = [room.ranks[i] for i in range(count)]
         row_seed = siphash24(self._seed, row.to_bytes(4, "big")).to_bytes(8, "little")
         return row_seed, ranks, [room.order[i] for i in range(count)]
@@ -350,7 +331,8 @@ cdef class Order:
         kinds: one byte of KIND_ flags per backend; hops: entries used per row, at most the number of backends that are
         not KIND_SKIPPED; zones: array('H') of a number per backend, 0: none.
         """
-        cdef _Room room
+        cdef bytearray memory
+        cdef Room room
         cdef Py_ssize_t count = self.ranked.count, keep = self.keep, row, i, present = 0
         cdef const uint8_t* kind = <const uint8_t*>kinds
         cdef uint16_t* head = self.heads.data.as_ushorts
@@ -380,26 +362,47 @@ cdef class Order:
         memset(at, 0xff, self.n_rows * stride * sizeof(uint16_t))
         if hops == 0:
             return result
-        room = _Room(count)
+        memory = bytearray(room_bytes(count))
+        room = room_in(memory, count)
         with nogil:
+            PyThread_acquire_lock(self.lock, WAIT_LOCK)
             for row in range(self.n_rows):
                 if not row_of(head, known_of(head, keep), &backends, hops, glb2, at):
-                    self.order_row(room, <uint32_t>row, min(count, <Py_ssize_t>ENOUGH))
-                    if head[keep - 1] == NONE:
-                        memcpy(head, room.order, keep * sizeof(uint16_t))
-                    if not row_of(room.order, min(count, <Py_ssize_t>ENOUGH), &backends, hops, glb2, at):
-                        self.order_row(room, <uint32_t>row, count)
-                        row_of(room.order, count, &backends, hops, glb2, at)
+                    self._derive_deep(&room, <uint32_t>row, &backends, hops, glb2, at)
                 head += keep
                 at += stride
+            PyThread_release_lock(self.lock)
         return result
+
+    cdef void _derive_deep(
+        self, Room* room, uint32_t row, const Backends* backends, Py_ssize_t hops, bint glb2, uint16_t* at
+    ) noexcept nogil:
+        """A row whose hops lie deeper than its head."""
+        cdef Py_ssize_t count = self.ranked.count, enough = min(count, <Py_ssize_t>DEEP), i
+        cdef const uint16_t* order = deep_order(&self.deep, row)
+        if order == NULL:
+            self.order_row(room, row, enough)
+            order = room.order
+            memcpy(self.heads.data.as_ushorts + row * self.keep, order, self.keep * sizeof(uint16_t))
+            keep_deep(&self.deep, <uint32_t>self.n_rows, row, order, enough)
+        if row_of(order, enough, backends, hops, glb2, at):
+            return
+        if glb2:
+            self.order_row(room, row, count)
+            row_of(room.order, count, backends, hops, glb2, at)
+            return
+        self.engine.ranks_of_row(&self.ranked, row, NULL, count, room.ranks)
+        for i in range(count):
+            room.scores[i] = score_of(room.ranks[i], self.weight_of[i]) if self.weighted else room.ranks[i]
+        row_of(room.order, deciding(room.scores, room.ranks, count, backends, room.order), backends, hops, glb2, at)
 
     def owners(self, bytes kinds, array.array indexes, Py_ssize_t stride):
         """Derived rows, all but the hops that may hold flows of their row replaced by NO_BACKEND -> array('H').
 
         kinds: as `derive` takes them; indexes: what it gave.
         """
-        cdef _Room room = _Room(self.ranked.count)
+        cdef bytearray memory = bytearray(room_bytes(self.ranked.count))
+        cdef Room room = room_in(memory, self.ranked.count)
         cdef Py_ssize_t count = self.ranked.count, keep = self.keep, row
         cdef const uint8_t* kind = <const uint8_t*>kinds
         cdef const uint16_t* head = self.heads.data.as_ushorts
@@ -417,7 +420,7 @@ cdef class Order:
         with nogil:
             for row in range(self.n_rows):
                 if not owners_row(head, known_of(head, keep), kind, hops, stride, at):
-                    self.order_row(room, <uint32_t>row, count)
+                    self.order_row(&room, <uint32_t>row, count)
                     owners_row(room.order, count, kind, hops, stride, at)
                 head += keep
                 hops += stride

@@ -1,6 +1,6 @@
 """The row rules: the hops of one row, from its rendezvous order (docs/protocol/table.md, "Row rules")."""
 
-from libc.stdint cimport uint16_t, uint8_t
+from libc.stdint cimport uint16_t, uint64_t, uint8_t
 
 # How a row rule sees one backend: a byte of flags each. glb/table/rows.py fills them in.
 cdef enum:
@@ -85,6 +85,74 @@ cdef inline bint first_usable_row(
             filled += 1
         at += 1
     return True
+
+
+# ---- a row that needs more of its order than is kept: from all backends, without sorting them
+
+cdef enum:
+    BEFORE_LIVE, BEFORE_OTHERS, AFTER, ELSEWHERE, N_GROUPS   # where a backend stands by the primary
+    MAX_DECIDING = N_GROUPS * MAX_HOPS + 1
+
+
+cdef inline bint stands_before(const uint64_t* scores, const uint64_t* ranks, uint16_t one, uint16_t other) noexcept nogil:
+    if scores[one] != scores[other]:
+        return scores[one] < scores[other]
+    return ranks[one] < ranks[other] if ranks[one] != ranks[other] else one < other
+
+
+cdef inline Py_ssize_t insert_in_order(
+    const uint64_t* scores, const uint64_t* ranks, uint16_t backend, uint16_t* order, Py_ssize_t filled, Py_ssize_t room
+) noexcept nogil:
+    """Put a backend to its place among the first `room`; returns how many there are then."""
+    cdef Py_ssize_t at = filled
+    if filled == room:
+        if not stands_before(scores, ranks, backend, order[room - 1]):
+            return filled
+        at -= 1
+        filled -= 1
+    while at > 0 and stands_before(scores, ranks, backend, order[at - 1]):
+        order[at] = order[at - 1]
+        at -= 1
+    order[at] = backend
+    return filled + 1
+
+
+cdef inline Py_ssize_t deciding(
+    const uint64_t* scores, const uint64_t* ranks, Py_ssize_t count, const Backends* of, uint16_t* order
+) noexcept nogil:
+    """Those backends that first_usable_row may name, in order: of each group as many as a row can have hops.
+
+    With these as its order, it comes to the same row as with all.
+    """
+    cdef uint16_t[N_GROUPS][MAX_HOPS] groups
+    cdef Py_ssize_t[N_GROUPS] filled
+    cdef Py_ssize_t i, primary = -1, n_deciding = 0
+    cdef int group
+    cdef uint8_t kind
+    for i in range(count):
+        kind = of.kinds[i]
+        if not kind & SKIPPED and (kind & USABLE or not of.any_usable):
+            if primary < 0 or stands_before(scores, ranks, <uint16_t>i, <uint16_t>primary):
+                primary = i
+    for group in range(N_GROUPS):
+        filled[group] = 0
+    for i in range(count):
+        kind = of.kinds[i]
+        if kind & SKIPPED or i == primary:
+            continue
+        if stands_before(scores, ranks, <uint16_t>primary, <uint16_t>i):
+            group = AFTER
+            if of.zones != NULL and in_another_zone(of, <uint16_t>primary, <uint16_t>i):
+                group = ELSEWHERE
+        else:
+            group = BEFORE_LIVE if kind & LIVE else BEFORE_OTHERS
+        filled[group] = insert_in_order(scores, ranks, <uint16_t>i, groups[group], filled[group], MAX_HOPS)
+    order[0] = <uint16_t>primary
+    n_deciding = 1
+    for group in range(N_GROUPS):
+        for i in range(filled[group]):
+            n_deciding = insert_in_order(scores, ranks, groups[group][i], order, n_deciding, MAX_DECIDING)
+    return n_deciding
 
 
 cdef inline bint glb2_row(

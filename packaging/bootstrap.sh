@@ -73,7 +73,7 @@ fi
 # Rebuilt when a source of the build is newer than the last build; `dev` adds the test tools once.
 stamp=$venv/.built
 newer=$( [ -e $stamp ] && find setup.py pyproject.toml bpf glb proxy_agent -newer $stamp \
-    \( -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name '*.bpf.c' -o -name setup.py -o -name pyproject.toml \) \
+    \( -name '*.pyx' -o -name "*.pxd" -o -name "*.h" -o -name '*.bpf.c' -o -name setup.py -o -name pyproject.toml \) \
     | head -n 1 || echo first )
 if [ -n "$newer" ]; then
     say "building (about a minute the first time)"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glb.ctl.change import change_options, opened_store, say_forced, without_flows
+from glb.ctl.change import change_options, opened_store, say_forced, seen_health, without_flows
 from glb.ctl.fleet import Endpoint
 from glb.ctl.output import output_option, print_json, print_line, say
 from glb.errors import StoreError
@@ -45,7 +45,7 @@ def apply(
     store = opened_store(store_url)
     if wait and not directors:
         raise click.UsageError("--wait has nobody to ask: give --director URL")
-    change = _Change(store, new, () if force else agents, force)
+    change = _Change(store, new, directors, () if force else agents, force)
     if dry_run:
         before = store.load()
         plan = change.plan(before, change.ended(before))
@@ -63,7 +63,9 @@ def apply(
 class _Change:
     """One replacement of what a store holds."""
 
-    def __init__(self, store: Store, path: str, agents: tuple[Endpoint, ...], force: bool) -> None:
+    def __init__(
+        self, store: Store, path: str, directors: tuple[Endpoint, ...], agents: tuple[Endpoint, ...], force: bool
+    ) -> None:
         from glb.ctl.source import read_source, tables_of
         from glb.table.document import format_of
         from glb.table.rows import RowBuilder
@@ -72,6 +74,7 @@ class _Change:
         self.store, self.path, self.agents, self.force = store, path, agents, force
         self.tables = tables_of(path, content, lenient=False)
         self.text, self.format = content.decode(), format_of(path)
+        self.health = seen_health(directors)
         self.builder = RowBuilder()
 
     def plan(self, snapshot: Snapshot, ended: dict[str, list[Address]]) -> Replacement:
@@ -84,7 +87,7 @@ class _Change:
             raise StoreError(f"{message}; they must be alike")
         past = self.store.history(snapshot).pasts()
         past |= {name: settled(past[name], backends) for name, backends in ended.items() if backends}
-        return plan_replacement(snapshot.tables, self.tables, past=past, builder=self.builder)
+        return plan_replacement(snapshot.tables, self.tables, past=past, health=self.health, builder=self.builder)
 
     def ended(self, snapshot: Snapshot) -> dict[str, list[Address]]:
         """By table, those whose flows would be lost, but who have none, by their agents."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from glb.ctl.fleet import Endpoint, UnreachableError, agent_option, ask_agent, ask_all, director_option
+from glb.ctl.fleet import Endpoint, UnreachableError, agent_option, ask_agent, ask_all, ask_director, director_option
 from glb.ctl.output import say
 
 if TYPE_CHECKING:
@@ -74,6 +74,21 @@ def without_flows(agents: Sequence[Endpoint], backends: Collection[Address]) -> 
         elif flows == 0 and agent.address is not None:
             ended.append(agent.address)
     return ended
+
+
+def seen_health(directors: Sequence[Endpoint]) -> dict[str, dict[Address, bool]]:
+    """By table, backends that the directors check: healthy if all say so. Who cannot be asked is named on stderr."""
+    seen: dict[str, dict[Address, bool]] = {}
+    for answer in ask_all(directors, ask_director):
+        if isinstance(answer, UnreachableError):
+            say(f"glbctl: {answer}; its view of health is not known")
+            continue
+        for table in answer.tables:
+            here = seen.setdefault(table.name, {})
+            for backend in table.backends:
+                if backend.healthy is not None:
+                    here[backend.address] = here.get(backend.address, True) and backend.healthy
+    return seen
 
 
 def say_forced(objections: Sequence[str]) -> None:

@@ -32,7 +32,7 @@ class UnreachableError(GlbError):
 
 @dataclass(frozen=True, slots=True)
 class DirectorBackend:
-    address: str
+    address: Address
     state: str
     healthy: bool | None
 
@@ -183,7 +183,9 @@ def ask_director(endpoint: Endpoint) -> DirectorStatus:
                     str(entry["name"]),
                     str(entry["digest"]),
                     tuple(
-                        DirectorBackend(str(backend["address"]), str(backend["state"]), backend.get("healthy"))
+                        DirectorBackend(
+                            ipaddress.ip_address(backend["address"]), str(backend["state"]), backend.get("healthy")
+                        )
                         for backend in entry.get("backends", ())
                     ),
                 )
@@ -192,7 +194,7 @@ def ask_director(endpoint: Endpoint) -> DirectorStatus:
             reload_error=None if last_reload.get("ok", True) else str(last_reload.get("error")),
             table_version=None if value.get("table_version") is None else str(value["table_version"]),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UnreachableError(f"{endpoint.url}: is no director ({error!r} in its status)") from error
 
 

@@ -150,7 +150,10 @@ def _choice_json(choice: Choice, flow: Flow) -> dict[str, object]:
                 "address": str(candidate.address),
                 "state": candidate.state.value,
                 "healthy": candidate.healthy,
+                "zone": candidate.zone,
+                "weight": candidate.weight,
                 "hash": f"{candidate.rank:016x}",
+                "score": candidate.score,
             }
             for candidate in choice.candidates
         ],
@@ -214,10 +217,21 @@ def _print_choice(choice: Choice, flow: Flow) -> None:
     )
     print_line(f"hash       {choice.hash:016x}")
     print_line(f"row        {choice.row}")
+    shown = choice.candidates[:_MAX_CANDIDATES_PRINTED]
     rows: list[list[Cell]] = [
         [place, str(candidate.address), candidate.state.value, health_word(candidate.healthy), f"{candidate.rank:016x}"]
-        for place, candidate in enumerate(choice.candidates[:_MAX_CANDIDATES_PRINTED], 1)
+        for place, candidate in enumerate(shown, 1)
     ]
-    print_columns("rendezvous order", ["place", "address", "state", "health", "hash"], rows)
+    columns = ["place", "address", "state", "health", "hash"]
+    # Only what has a part in the order, or in the choice of the second hop.
+    if any(candidate.score is not None for candidate in shown):
+        columns += ["weight", "score"]
+        for row, candidate in zip(rows, shown, strict=True):
+            row += [candidate.weight, "" if candidate.score is None else str(candidate.score)]
+    if any(candidate.zone is not None for candidate in shown):
+        columns.append("zone")
+        for row, candidate in zip(rows, shown, strict=True):
+            row.append(candidate.zone or "")
+    print_columns("rendezvous order", columns, rows)
     if len(choice.candidates) > _MAX_CANDIDATES_PRINTED:
         print_line(f"... and {len(choice.candidates) - _MAX_CANDIDATES_PRINTED} more (-o json shows all)")

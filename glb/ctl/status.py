@@ -171,14 +171,14 @@ def _add_directors_view(fleet: _Fleet, flows: dict[str, int]) -> None:
     """Backends as the first director that answers has them."""
     for table in fleet.statuses[0][1].tables if fleet.statuses else ():
         for backend in table.backends:
-            count = flows.get(backend.address)
-            view = _BackendView(table.name, backend.address, backend.state, backend.healthy, None, count)
+            count = flows.get(str(backend.address))
+            view = _BackendView(table.name, str(backend.address), backend.state, backend.healthy, None, count)
             fleet.backends.append(view)
 
 
 def _seen_health(fleet: _Fleet) -> dict[tuple[str, str], bool | None]:
     tables = fleet.statuses[0][1].tables if fleet.statuses else ()
-    return {(table.name, backend.address): backend.healthy for table in tables for backend in table.backends}
+    return {(table.name, str(backend.address)): backend.healthy for table in tables for backend in table.backends}
 
 
 def _fleet_json(fleet: _Fleet) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""``glbctl table``: questions about forwarding tables, and GLB's binary file."""
+"""``glbctl table``: questions about forwarding tables, and GLB's binary file. (`apply`: glb/ctl/apply.py)"""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glb.ctl.apply import apply
 from glb.ctl.diff import print_set_diff, set_diff_json
 from glb.ctl.output import (
     Cell,
@@ -30,9 +29,23 @@ if TYPE_CHECKING:  # building rows is for the commands that need them
     from glb.table.shares import Imbalance
 
 
-@click.group()
+class _Group(click.Group):
+    """With `apply`, which asks directors: imported when it is wanted, so that the questions start fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), "apply"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name != "apply":
+            return super().get_command(ctx, cmd_name)
+        from glb.ctl.apply import apply
+
+        return apply
+
+
+@click.group(cls=_Group)
 def table() -> None:
-    """Check, show, compare and build forwarding tables.
+    """Check, show, compare, build and apply forwarding tables.
 
     SRC is a JSON, TOML or YAML file, told apart by suffix, or - for JSON on standard input.
 
@@ -334,6 +347,3 @@ def diff(old: str, new: str, lenient: bool, output: str) -> None:
         print_json(set_diff_json(result))
     else:
         print_set_diff(result)
-
-
-table.add_command(apply)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glb.ctl.change import agent_of, change_options, opened_store, say_forced, without_flows
+from glb.ctl.change import agent_of, change_options, opened_store, say_forced, seen_health, without_flows
 from glb.ctl.fleet import Endpoint, ask_agent
 from glb.ctl.output import output_option, print_json, print_line, say
 from glb.errors import UnsafeChangeError
@@ -70,7 +70,7 @@ def _verb_command(name: VerbName) -> click.Command:
         agent = agent_of(agents, backend)
         if wait and not directors and (agent is None or name != "drain"):
             raise click.UsageError("--wait has nobody to ask: give --director URL (and to drain --agent ADDRESS=URL)")
-        change = _Change(store, table_name, backend, name, agents, force)
+        change = _Change(store, table_name, backend, name, directors, agents, force)
         if dry_run:
             plan = change.plan(store.load(), change.ended())
             if output == "table" and plan.changes:
@@ -98,11 +98,13 @@ class _Change:
         table: str,
         backend: str,
         verb: VerbName,
+        directors: tuple[Endpoint, ...],
         agents: tuple[Endpoint, ...],
         force: bool,
     ) -> None:
         self.store, self.table, self.backend, self.verb = store, table, backend, verb
         self.agents, self.force = agents, force
+        self.health = seen_health(directors).get(table, {})
 
     def plan(self, snapshot: Snapshot, ended: list[Address]) -> Plan:
         """ended: backends whose displaced flows have ended."""
@@ -113,7 +115,7 @@ class _Change:
         past = self.store.history(snapshot).pasts().get(self.table, ())
         if ended:
             past = settled(past, ended)
-        return plan_change(snapshot.tables, self.table, self.backend, VERBS[self.verb], past=past)
+        return plan_change(snapshot.tables, self.table, self.backend, VERBS[self.verb], past=past, health=self.health)
 
     def ended(self) -> list[Address]:
         """Those whose flows would be lost, but who have none, by their agents."""

@@ -21,7 +21,7 @@ _AF_INET = 2
 _NTF_USE = 1  # makes the kernel resolve, and confirm, the neighbour as a packet to it would
 _NUD_VALID = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80  # reachable, stale, delay, probe, noarp, permanent
 _REFRESH_S = 5.0  # how often neighbours are confirmed
-_NUD_STATIC = 0x40 | 0x80  # noarp, permanent
+_NUD_CONFIRMED = 0x02 | 0x40 | 0x80  # reachable, noarp, permanent: nothing to ask
 _RESOLVE_S = 0.5  # how long new backends are waited for
 _SETTLE_S = 0.01  # notifications come in bursts
 
@@ -48,7 +48,7 @@ class NextHops:
         self._backends: list[IPv4Address] = []
         self._routes: dict[IPv4Address, tuple[IPv4Address | None, int, str | None]] = {}
         self._reading = asyncio.Lock()  # one of `follow` and `set_backends` at a time
-        self._static: set[IPv4Address] = set()  # neighbours that the operator has set
+        self._confirmed: set[IPv4Address] = set()  # neighbours that answered of late, or that the operator has set
         self.known: dict[IPv4Address, NextHop] = {}
 
     async def set_backends(self, backends: Iterable[IPv4Address]) -> None:
@@ -156,8 +156,8 @@ class NextHops:
         if self._gateway_mac is not None:
             return
         gateways = {gateway for gateway, _, _ in self._routes.values() if gateway is not None}
-        # To "use" a permanent entry would take its permanence, and its MAC address, away.
-        for gateway in gateways - self._static:
+        # To "use" a permanent entry would take its permanence, and with it its MAC address, away.
+        for gateway in gateways - self._confirmed:
             with contextlib.suppress(NetlinkError):
                 await ipr.neigh(
                     "replace",
@@ -170,15 +170,15 @@ class NextHops:
 
     async def _read_neighbours(self, ipr: AsyncIPRoute) -> None:
         macs: dict[IPv4Address, bytes] = {}
-        static: set[IPv4Address] = set()
+        confirmed: set[IPv4Address] = set()
         if self._gateway_mac is None:
             async for entry in await ipr.get_neighbours(family=_AF_INET, ifindex=self._interface.index):
                 mac, address = entry.get_attr("NDA_LLADDR"), entry.get_attr("NDA_DST")
                 if mac and address and entry["ifindex"] == self._interface.index and entry["state"] & _NUD_VALID:
                     macs[IPv4Address(address)] = bytes.fromhex(mac.replace(":", ""))
-                    if entry["state"] & _NUD_STATIC:
-                        static.add(IPv4Address(address))
-        self._static = static
+                    if entry["state"] & _NUD_CONFIRMED:
+                        confirmed.add(IPv4Address(address))
+        self._confirmed = confirmed
         for address in self._backends:
             gateway, mtu, fault = self._routes.get(address, (None, self._interface.mtu_bytes, None))
             mac = self._gateway_mac or (macs.get(gateway) if gateway is not None else None)

@@ -16,6 +16,9 @@ from glb.table.rows import RowBuilder, is_usable
 from glb.table.safety import Past, implied_past, settled
 from glb.table.states import Verb
 
+Health = Mapping[Address, bool]  # by backend, as directors see it; those that they do not check are left out
+
+_NOT_SEEN: Health = {}
 _MAX_NAMED = 5  # backends or binds in one message
 
 
@@ -67,10 +70,19 @@ def _refuse(objections: Sequence[str], force: bool) -> None:
 # ---- one verb
 
 
-def plan_change(tables: TableSet, table_name: str, backend: str, verb: Verb, *, past: Sequence[Past] = ()) -> Plan:
+def plan_change(
+    tables: TableSet,
+    table_name: str,
+    backend: str,
+    verb: Verb,
+    *,
+    past: Sequence[Past] = (),
+    health: Health = _NOT_SEEN,
+) -> Plan:
     """Plan a verb. TableError, naming the known ones, for a table or backend that is not there.
 
     past: of this table since it was settled, its present configuration last; by default what its states imply.
+    health: what directors see of its backends.
     """
     table_index = find_table(tables, table_name)
     old = tables.tables[table_index]
@@ -83,7 +95,8 @@ def plan_change(tables: TableSet, table_name: str, backend: str, verb: Verb, *, 
     past = past or implied_past(old)
     if after is State.inactive:  # Whoever deactivates a backend says that its flows have ended.
         past = settled(past, [old.backends[backend_index].address])
-    diff = diff_tables(old, new, past=past)
+    seen, then = with_health(old, health), with_health(new, health)
+    diff = diff_tables(seen, then, past=past if seen == old else (*past, Past(seen)))
     return Plan(
         verb=verb,
         table_index=table_index,
@@ -93,7 +106,9 @@ def plan_change(tables: TableSet, table_name: str, backend: str, verb: Verb, *, 
         old=old,
         new=new,
         diff=diff,
-        objections=tuple(_verb_objections(verb, backend, before, after, old, new, diff)) if before is not after else (),
+        objections=tuple(_verb_objections(verb, backend, before, after, seen, then, diff))
+        if before is not after
+        else (),
     )
 
 
@@ -102,6 +117,15 @@ def with_state(table: Table, backend_index: int, state: State) -> Table:
     backends = list(table.backends)
     backends[backend_index] = msgspec.structs.replace(backends[backend_index], state=state)
     return msgspec.structs.replace(table, backends=tuple(backends))
+
+
+def with_health(table: Table, health: Health) -> Table:
+    """The table as it is forwarded by where health is seen like this."""
+    backends = tuple(
+        msgspec.structs.replace(backend, healthy=health.get(backend.address, backend.healthy))
+        for backend in table.backends
+    )
+    return msgspec.structs.replace(table, backends=backends)
 
 
 def _verb_objections(
@@ -139,12 +163,27 @@ def _risk(diff: TableDiff, new: Table) -> Iterator[str]:
 
 
 def plan_replacement(
-    old: TableSet, new: TableSet, *, past: Mapping[str, Sequence[Past]] | None = None, builder: RowBuilder | None = None
+    old: TableSet,
+    new: TableSet,
+    *,
+    past: Mapping[str, Sequence[Past]],
+    health: Mapping[str, Health] | None = None,
+    builder: RowBuilder | None = None,
 ) -> Replacement:
-    """Plan to put `new` in place of `old`. past: by table name, as in `plan_change`."""
-    diff = diff_sets(old, new, past=past, builder=builder)
-    before = {table.name: table for table in old.tables}
-    after = {table.name: table for table in new.tables}
+    """Plan to put `new` in place of `old`. past (of every old table), health: by table name, as in `plan_change`."""
+    seen, then = (
+        msgspec.structs.replace(
+            tables, tables=tuple(with_health(each, (health or {}).get(each.name, {})) for each in tables.tables)
+        )
+        for tables in (old, new)
+    )
+    pasts = {
+        table.name: past[table.name] if table == stored else (*past[table.name], Past(table))
+        for table, stored in zip(seen.tables, old.tables, strict=True)
+    }
+    diff = diff_sets(seen, then, past=pasts, builder=builder)
+    before = {table.name: table for table in seen.tables}
+    after = {table.name: table for table in then.tables}
     objections = [f"{name} is removed: the flows to its binds are lost" for name in diff.removed]
     for entry in diff.tables:
         if _loses_all_usable(before[entry.name], after[entry.name]):

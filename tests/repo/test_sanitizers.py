@@ -12,8 +12,17 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # What is copied and built a second time; the working tree keeps its fast build.
-PARTS = ("bpf", "fuzz", "glb", "proxy_agent", "tests", "setup.py", "pyproject.toml")
-CHECKS = ("tests/unit/test_fastpath.py", "tests/unit/test_too_big.py", "tests/unit/test_tags.py", "tests/vectors")
+PARTS = ("bpf", "fuzz", "glb", "proxy_agent", "tests", "docs", "setup.py", "pyproject.toml")
+CHECKS = (
+    "tests/unit/test_fastpath.py",
+    "tests/unit/test_too_big.py",
+    "tests/unit/test_tags.py",
+    "tests/unit/test_agent_decide.py",
+    "tests/unit/test_agent_properties.py",
+    "tests/unit/test_table_engines.py",
+    "tests/unit/test_table_zones.py",
+    "tests/vectors",
+)
 
 
 @pytest.fixture(scope="module")

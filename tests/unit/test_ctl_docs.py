@@ -13,6 +13,8 @@ from click.testing import CliRunner
 from glb.ctl.cli import main
 from glb.table.config import parse_tables
 
+from .fake_fleet import director_status, endpoint
+
 _DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -62,3 +64,47 @@ def test_every_shell_example_parses() -> None:
         command = main.get_command(main.make_context("glbctl", [], resilient_parsing=True), name)
         assert command is not None
         command.make_context(name, arguments)
+
+
+def _keys(value: object) -> set[str]:
+    """All keys of a JSON value, but those that are names of tables."""
+    if isinstance(value, list):
+        return set().union(*map(_keys, value))
+    if isinstance(value, dict):
+        return {key for key in value if key not in ("web", "other")}.union(*map(_keys, value.values()))
+    return set()
+
+
+def test_every_json_key_is_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And every documented key is printed by its command."""
+    monkeypatch.chdir(tmp_path)
+    documented_files(tmp_path)
+    (tmp_path / "broken.json").write_text("{}")
+    section = (_DOCS / "operate" / "glbctl.md").read_text().partition("## JSON")[2]
+    rows = {
+        name: set(re.findall(r"`(\w+)`", keys))
+        for names, keys in re.findall(r"^\| (.+?) \| (.+) \|$", section, re.MULTILINE)
+        for name in re.findall(r"[\w ]+", names)
+        if name.strip()
+    }
+    for command, diff in (("table diff", "diff"), ("table apply", "table diff"), ("drain", "diff")):
+        rows[command] |= rows[diff] | (rows["diff"] if command == "table apply" else set())
+    flow = "--src 198.51.100.7 --dst 203.0.113.10 --sport 40000 --dport"
+    store = "--store tables.json"
+    with endpoint(lambda: director_status(tmp_path / "tables.json")) as url:
+        commands = {
+            "table check": ["table check tables.json", "table check broken.json"],
+            "table show": ["table show tables.json --rows 0"],
+            "table digest": ["table digest tables.json"],
+            "table diff": ["table diff tables.json shrunk.json"],
+            "table apply": [f"table apply shrunk.json --dry-run --force {store}"],
+            "flow explain": [f"flow explain tables.json {flow} {port}" for port in (80, 81)],
+            "drain": [f"drain web 10.0.0.{n} --force {store}" for n in (1, 2)],
+            "settle": [f"settle web --dry-run {store}"],
+            "status": [f"status {store} --director {url} --director http://127.0.0.1:1"],
+        }
+        for name, examples in commands.items():
+            printed: set[str] = set()
+            for example in examples:
+                printed |= _keys(json.loads(CliRunner().invoke(main, [*shlex.split(example), "-o", "json"]).stdout))
+            assert printed == rows[name] - {"forward", "host"}, name  # which are values

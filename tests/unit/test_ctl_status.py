@@ -10,6 +10,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from glb.ctl.cli import main
+from glb.store.edit import set_state
+from glb.store.file import FileStore
+from glb.table.config import State
 
 from .fake_fleet import agent_status, director_status, endpoint
 from .table_samples import text
@@ -65,6 +68,40 @@ def test_a_director_that_is_behind_the_store(source: Path) -> None:
         result = _status("--director", url, "--store", source)
     assert result.exit_code == 3
     assert "refused" in result.stdout
+
+
+def test_a_director_with_the_stored_version_may_see_other_health(source: Path) -> None:
+    version = FileStore(source).load().version
+    tables = director_status(source)["tables"]
+    tables[0]["digest"] = "1" * 64
+    seen = director_status(source, table_version=version, tables=tables)
+    old = director_status(source, table_version="0" * 64, tables=tables)
+    with endpoint(lambda: seen) as one, endpoint(lambda: old) as other:
+        good = _status("--director", one, "--store", source)
+        behind = _status("--director", one, "--director", other, "--store", source)
+        value = json.loads(_status("--director", other, "--store", source, "-o", "json").stdout)
+        assert _status("--director", other).exit_code == 0  # no store to compare with
+    assert (good.exit_code, good.stderr) == (0, "")
+    assert behind.exit_code == 3
+    assert f"{other} does not forward by what is stored" in behind.stderr
+    assert behind.stdout.count("is behind") == 1
+    assert (value["agree"], value["stored_version"], value["directors"][0]["behind"]) == (False, version, True)
+    assert value["directors"][0]["table_version"] == "0" * 64
+
+
+def test_displaced_flows_are_shown(source: Path) -> None:
+    store = FileStore(source)
+    for state in (State.draining, State.active):
+        store.update(lambda snapshot, state=state: set_state(snapshot, 0, 0, state), by="test")  # type: ignore[misc]
+    with endpoint(lambda: director_status(source)) as url:
+        result = _status("--director", url, "--store", source)
+        value = json.loads(_status("--director", url, "--store", source, "-o", "json").stdout)
+        store.settle("web")
+        settled = json.loads(_status("--director", url, "--store", source, "-o", "json").stdout)
+    (displaced,) = [table["displaced"] for table in value["tables"]]
+    assert {holder["address"] for holder in displaced["holders"]} == {"10.0.0.2", "10.0.0.3", "10.0.0.4"}
+    assert f"web: since {displaced['since']} displaced flows may live on 10.0.0." in result.stdout
+    assert settled["tables"][0]["displaced"] == {"since": None, "holders": []}
 
 
 def test_somebody_who_does_not_answer_is_named_and_the_rest_is_shown(source: Path) -> None:

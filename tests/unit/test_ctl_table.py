@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from glb.ctl.cli import main
 from glb.table.rows import N_ROWS
+from glb.wire.gue import encapsulate
 
 from .table_samples import document, text
 
@@ -223,6 +225,50 @@ def test_explain_says_hash_row_hops_and_why(source: str) -> None:
     assert value["udp_source_port"] == 0x8000 | ((int(value["hash"], 16) ^ 40000) & 0x7FFF)
 
 
+def test_explain_shows_the_bytes_of_every_hashed_field(source: str) -> None:
+    fields = "dst_port,src_addr,src_port,dst_addr"
+    value = _json("flow", "explain", source, *_FLOW, "--hash-fields", fields)
+    assert [(entry["field"], entry["value"], entry["bytes"]) for entry in value["hashed"]] == [
+        ("src_addr", "198.51.100.7", "c6336407"),
+        ("dst_addr", "203.0.113.10", "cb00710a"),
+        ("src_port", "40000", "9c40"),
+        ("dst_port", "80", "0050"),
+    ]
+    assert "".join(entry["bytes"] for entry in value["hashed"]) == value["hash_input"]
+
+
+@pytest.mark.parametrize("hops", [2, 3, 4])
+@pytest.mark.parametrize("proto", ["tcp", "udp"])
+@pytest.mark.parametrize("version", [4, 6])
+def test_explain_shows_the_front_that_the_packet_path_writes(
+    tmp_path: Path, version: int, proto: str, hops: int
+) -> None:
+    addresses = ("198.51.100.7", "203.0.113.10") if version == 4 else ("2001:db8::7", "2001:db8:1::10")
+    path = _write(tmp_path, "t.json", text(5, hops=hops, binds=[{"ip": addresses[1], "proto": proto, "port": 80}]))
+    flow = ("--src", addresses[0], "--dst", addresses[1], "--proto", proto, "--sport", "4000", "--dport", "80")
+    source_ip = ipaddress.IPv4Address("192.0.2.1")
+    value = _json("flow", "explain", path, *flow, "--outbound-src-ip", str(source_ip), "--length", "100")
+    inner = bytes([version << 4]) + bytes(99)
+    packet = encapsulate(inner, source_ip, value["hops"], source_port=value["udp_source_port"])
+    assert value["front"] == packet[:-100].hex()
+    assert "".join(entry["bytes"] for entry in value["front_fields"]) == value["front"]
+    offset = 0
+    for entry in value["front_fields"]:
+        assert entry["offset"] == offset
+        offset += len(entry["bytes"]) // 2
+    said = {entry["field"]: entry["value"] for entry in value["front_fields"]}
+    assert said["IPv4 total length"] == str(len(packet))
+    assert said["IPv4 source"] == "192.0.2.1 (outbound_src_ip)"
+    assert [said[f"hop {place}"] for place in range(hops - 1)] == value["hops"][1:]
+    assert said["GUE protocol"] == f"IPv{version} inside"
+
+
+def test_explain_of_an_echo_request_leaves_its_port_open(source: str) -> None:
+    flow = ("--src", "198.51.100.7", "--dst", "203.0.113.10", "--proto", "icmp")
+    assert _json("flow", "explain", source, *flow)["udp_source_port"] is None
+    assert "depends on each packet" in _run("flow", "explain", source, *flow).stdout
+
+
 def test_explain_of_an_unbound_packet_says_so(source: str) -> None:
     value = _json("flow", "explain", source, *_FLOW[:-1], "81")
     assert value == {"verdict": "host", "reason": "no bind is for it"}
@@ -248,6 +294,8 @@ def test_explain_with_alternative_fields(source: str) -> None:
         pytest.param(("--proto", "icmp"), id="icmp-with-ports"),
         pytest.param(("--hash-fields", "src"), id="field"),
         pytest.param(("--hash-fields", ""), id="no-field"),
+        pytest.param(("--outbound-src-ip", "2001:db8::1"), id="outer-ipv6"),
+        pytest.param(("--length", "19"), id="length"),
     ],
 )
 def test_explain_refuses(source: str, changed: tuple[str, str]) -> None:
@@ -274,8 +322,8 @@ _ALL = _commands(main, ())
 
 def test_all_commands_are_there() -> None:
     assert {" ".join(path) for path in _ALL} >= {
-        *(f"table {name}" for name in ("build", "check", "show", "diff", "digest")),
-        *("flow explain", "status", "drain", "fill", "activate", "deactivate"),
+        *(f"table {name}" for name in ("build", "check", "show", "diff", "digest", "apply")),
+        *("flow explain", "status", "drain", "fill", "activate", "deactivate", "settle"),
     }
 
 

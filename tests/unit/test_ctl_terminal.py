@@ -59,6 +59,15 @@ def test_shares_have_bars_and_colours(source: str) -> None:
     assert "\x1b[32m" in output
 
 
+def test_a_diff_has_bars_before_and_after(source: str, tmp_path: Path) -> None:
+    new = tmp_path / "new.json"
+    new.write_text(text(3))
+    output = _on_a_terminal("table", "diff", source, str(new))
+    (line,) = [line for line in output.splitlines() if line.strip().startswith("10.0.0.1")]
+    assert line.count("█" * 6) >= 2
+    assert "flows at risk" in output
+
+
 def test_no_color_has_bars_and_no_colours(source: str) -> None:
     output = _on_a_terminal("table", "show", source, NO_COLOR="1")
     assert "██████" in output

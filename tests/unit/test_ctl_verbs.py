@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from glb.ctl import wait
 from glb.ctl.cli import main
-from glb.store.file import load_tables
+from glb.store.file import FileStore, load_tables
 
 from .fake_fleet import agent_status, director_status, endpoint, unix_endpoint
 from .table_samples import text
@@ -145,6 +145,19 @@ def test_a_step_that_is_left_out_is_named(source: Path) -> None:
     assert "10.0.0.1 is active; drain it first" in result.stderr
 
 
+def test_health_that_directors_see_counts(source: Path) -> None:
+    """10.0.0.1 is thought dead and may not be: a drain of 10.0.0.2 leaves it out where both come first."""
+    seen = director_status(source)
+    with endpoint(lambda: seen) as url:
+        assert _run("drain", "web", "10.0.0.2", "--store", source, "--director", url, "--dry-run").exit_code == 0
+        seen["tables"][0]["backends"][0]["healthy"] = False
+        result = _run("drain", "web", "10.0.0.2", "--store", source, "--director", url)
+        assert result.exit_code == 3
+        assert "flows that 10.0.0.1 (" in result.stderr
+        unknown = _run("drain", "web", "10.0.0.2", "--store", source, "--director", "http://127.0.0.1:1", "--dry-run")
+    assert (unknown.exit_code, "its view of health is not known" in unknown.stderr) == (0, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -208,6 +221,43 @@ def test_wait_gives_up_naming_who_is_behind(source: Path) -> None:
     assert "Connection refused" in result.stderr
     assert "the change itself was made" in result.stderr
     assert _states(source)[0] == "draining"
+
+
+def test_wait_believes_a_director_that_says_its_version(source: Path) -> None:
+    """Its digest may differ from the stored one all the same: it sees the health of backends."""
+
+    def following() -> Any:
+        return director_status(source, table_version=FileStore(source).load().version, tables=tables)
+
+    tables = director_status(source)["tables"]
+    stuck = director_status(source, table_version="0" * 64)
+    with endpoint(following) as url:
+        assert _drain(source, "--wait", "--director", url).exit_code == 0
+    with endpoint(lambda: stuck) as url:
+        result = _run("fill", "web", "10.0.0.1", "--store", source, "--wait", "--timeout", "0.05", "--director", url)
+    assert result.exit_code == 1
+    assert f"{url} still forwards by version 000000000000" in result.stderr
+
+
+def test_wait_says_that_directors_with_the_same_version_differ_in_rows(source: Path) -> None:
+    def following() -> Any:
+        return director_status(source, table_version=FileStore(source).load().version)
+
+    with endpoint(following) as one, endpoint(lambda: following() | {"tables": old}) as other:
+        old = director_status(source)["tables"]
+        result = _drain(source, "--wait", "--director", one, "--director", other)
+    assert result.exit_code == 0
+    assert "warning: web: the directors' rows differ" in result.stderr
+
+
+def test_wait_is_content_with_a_later_change_of_somebody_else(source: Path) -> None:
+    def overtaken() -> Any:
+        if "draining" in source.read_text() and '"web2"' not in source.read_text():
+            source.write_text(source.read_text().replace('"web"', '"web2"'))
+        return director_status(source, table_version=FileStore(source).load().version)
+
+    with endpoint(overtaken) as url:
+        assert _drain(source, "--wait", "--timeout", "5", "--director", url).exit_code == 0
 
 
 def test_a_drain_waits_for_the_last_flow(source: Path) -> None:

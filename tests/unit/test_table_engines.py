@@ -103,6 +103,42 @@ def test_ranks_that_differ_in_their_last_bits_only_are_told_apart(twins: tuple[s
     assert list(Order(SEED, addresses[::-1], 1, 2, engine=engine).heads) == [1, 0]
 
 
+# Found likewise: the row, and two addresses whose ranks in it are so near that with weight 100 their scores are equal.
+_EQUAL_SCORES = [(4, "13.68.141.144", "10.255.93.150"), (5, "10.41.148.72", "10.208.177.168")]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("row", "lower", "higher"), _EQUAL_SCORES)
+def test_equal_scores_are_ordered_by_rank(row: int, lower: str, higher: str, engine: str) -> None:
+    first, second = (ipaddress.ip_address(address).packed for address in (lower, higher))
+    third = bytes([192, 0, 2, 1])  # of another weight: else scores would not be used
+    for addresses in ([first, second, third], [second, first, third]):
+        order = Order(SEED, addresses, row + 1, 3, weights=[100, 100, 1], engine=engine)
+        ranks, whole = order.row(row)[1:]
+        assert len({_rendezvous.score(rank, 100) for rank in ranks[:2]}) == 1
+        expected = [addresses.index(first), addresses.index(second)]
+        assert [index for index in whole if index != 2] == expected
+        assert [index for index in order.heads[3 * row :] if index != 2] == expected
+        moved = Order(SEED, addresses, row + 1, 3, weights=[1, 100, 1], engine=engine).reweighed([100, 100, 1])
+        assert moved is not None
+        assert moved.heads[3 * row :] == order.heads[3 * row :]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("row", "lower", "higher"), _EQUAL_SCORES)
+def test_equal_scores_are_ordered_by_rank_behind_many(row: int, lower: str, higher: str, turned: bool) -> None:
+    """Where a row is sorted in full, or decided without sorting."""
+    twins = [ipaddress.ip_address(address).packed for address in (lower, higher)]
+    first, second = (1, 0) if turned else (0, 1)
+    order = Order(
+        SEED, [twins[first], twins[second], *_addresses(700)], row + 1, 8, weights=[100] * 701 + [1], engine="scalar"
+    )
+    whole = order.row(row)[2]
+    assert whole.index(first) + 1 == whole.index(second) > 64
+    kinds = bytes([_rendezvous.KIND_USABLE] * 2 + [_rendezvous.KIND_SKIPPED] * 700)
+    assert list(order.derive(kinds, 2, 2, False)[2 * row :]) == [first, second]
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_last_that_is_kept_is_told_apart_from_the_first_that_is_not(engine: str) -> None:
     twins = [ipaddress.ip_address(address).packed for address in _NEAR_TWINS[0]]

@@ -58,6 +58,19 @@ def test_rows_equal_the_model(entry: Table, sample_seed: int) -> None:
         assert rows.row(row) == (model_row(entry, row) if rows.hops else ())
 
 
+@given(_tables(min_size=70, max_size=140), st.sampled_from(["draining+", "active-", "inactive"]), st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_rows_of_tables_that_are_mostly_out_equal_the_model(entry: Table, out: str, sample_seed: int) -> None:
+    """Their hops lie deeper than any head that is kept."""
+    chance = random.Random(sample_seed)
+    backends = table([out] * len(entry.backends)).backends
+    mixed = tuple(one if chance.random() < 0.05 else other for one, other in zip(entry.backends, backends, strict=True))
+    entry = msgspec.structs.replace(entry, backends=mixed)
+    rows = build_rows(entry)
+    for row in chance.sample(range(_N_ROWS), 30):
+        assert rows.row(row) == (model_row(entry, row) if rows.hops else ())
+
+
 @given(_tables(), st.randoms(use_true_random=False))
 @_settings
 def test_order_of_the_list_does_not_matter(entry: Table, shuffler: random.Random) -> None:

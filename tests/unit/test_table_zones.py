@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from glb.table.rows import N_ROWS, build_rows
+from glb.table.rows import N_ROWS, RowBuilder, build_rows
 
 from .table_samples import model_order, model_row, table
 
@@ -84,3 +84,27 @@ def test_by_the_rule_glb2_zones_do_not_count() -> None:
     words = ["active+@a", "active+@b", "active+@a"]
     plain = build_rows(table(["active+"] * 3, row_rule="glb2"))
     assert build_rows(table(words, row_rule="glb2")).indexes == plain.indexes
+
+
+def test_rows_deep_in_a_large_table_are_exact() -> None:
+    """Neither the first 8 nor the first 64 of most rows suffice: few are usable, and one alone is in another zone."""
+    words = [
+        *["draining+@a", "active-@a", "active+*0@b", "inactive@b", "draining-"] * 60,
+        *["active+@a"] * 2,
+        "filling+@a",
+        "active+*7@b",
+    ]
+    for hops in (2, 3, 4):
+        given = table(words, hops=hops, n_rows=512)
+        rows = build_rows(given)
+        assert all(rows.row(row) == model_row(given, row) for row in range(0, 512, 3))
+
+
+def test_a_builder_that_went_deep_stays_exact() -> None:
+    """It keeps longer heads of the rows that needed them."""
+    builder = RowBuilder()
+    for out in ("draining+@a", "active-@b", "inactive@a", "active+@b"):
+        for alone in ("active+@b", "active+*0@b", "active-@b"):
+            given = table([*[out] * 70, *["active+@a"] * 20, alone], hops=3, n_rows=1024)
+            rows = builder.build(given)
+            assert all(rows.row(row) == model_row(given, row) for row in range(0, 1024, 31))
