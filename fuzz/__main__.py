@@ -12,6 +12,7 @@ import time
 
 import click
 import corpus
+import own
 from classifier import MINIMUM_BYTES, Program, shared_forwarding
 
 from fuzz.mutations import mutated
@@ -27,6 +28,7 @@ def main(seed: int | None, seconds: float | None, no_bpf: bool) -> None:
     """Look for a frame on which the two engines disagree."""
     seed = random.randrange(2**32) if seed is None else seed
     frames = [bytes.fromhex(record["frame"]) for record in corpus.packets()]
+    frames += [bytes.fromhex(vector["input_hex"]) for file in own.FILES for vector in own.vectors(file)]
     forwarding = corpus.forwarding("plain") if no_bpf else shared_forwarding("plain")
     counters = forwarding.new_counters()
     program = None if no_bpf else Program(forwarding, accelerate=True)

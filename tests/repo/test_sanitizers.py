@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[2]
 PARTS = ("bpf", "fuzz", "glb", "proxy_agent", "tests", "docs", "setup.py", "pyproject.toml")
 CHECKS = (
     "tests/unit/test_fastpath.py",
+    "tests/unit/test_too_big.py",
+    "tests/unit/test_tags.py",
     "tests/unit/test_agent_decide.py",
     "tests/unit/test_agent_properties.py",
     "tests/unit/test_table_engines.py",
