@@ -13,6 +13,8 @@
 #define GLB_MAX_OWN_ADDRESSES 16384
 #define GLB_MAX_COOKIES 65536       /* flows that are remembered after a SYN cookie; the oldest is forgotten */
 #define GLB_COOKIE_MS 2000          /* for how long */
+#define GLB_SHORT_LIST 4            /* prefixes that are compared one by one before a trie is asked */
+#define GLB_OWN_FILTER_WORDS 4
 
 /* The order is that of decide.REASONS. */
 enum glb_why {
@@ -41,8 +43,7 @@ enum glb_why {
 
 /* Entries of the per-CPU array glb_counters: first one for each reason, then these. */
 enum glb_counter {
-    GLB_COUNT_LOOK_UPS = GLB_N_REASONS, /* questions to the socket table */
-    GLB_COUNT_RECALLED,                 /* accepted from the memory of SYN cookies */
+    GLB_COUNT_RECALLED = GLB_N_REASONS, /* accepted from the memory of SYN cookies */
     GLB_COUNT_BY_HOST,                  /* bounced packets that the host's stack sends */
     GLB_COUNT_HOPS,                     /* bounced packets by position in the hop list, GLB_MAX_GUE_HOPS entries */
 };
@@ -56,12 +57,34 @@ struct glb_agent_options {
 };
 _Static_assert(sizeof(struct glb_agent_options) == 12, "glb_agent_options is written by xdp.py as 12 bytes");
 
-/* The one entry of glb_agent_settings; replaced whole. */
+/* What an address has to be after the mask; a free place has a network outside its mask, which matches nothing. */
+struct glb_masked4 {
+    __be32 network;
+    __be32 mask;
+};
+
+struct glb_masked6 {
+    __be64 network[2];
+    __be64 mask[2];
+};
+
+/* An entry of glb_agent_settings. The short lists hold the first prefixes of the tries: what is found there needs no trie. */
 struct glb_agent_settings {
+    __u64 own_filter[GLB_OWN_FILTER_WORDS]; /* a bit of no address of this host is clear: see glb_filter_bit */
+    struct glb_masked6 vips6[GLB_SHORT_LIST];
+    struct glb_masked4 vips4[GLB_SHORT_LIST];
+    struct glb_masked4 sources[GLB_SHORT_LIST];
+    __be32 address; /* of this host: where most tunnel packets are sent to */
     __u32 n_namespaces;
     __s32 namespaces[GLB_MAX_NAMESPACES]; /* ids as seen from the interface's namespace */
 };
-_Static_assert(sizeof(struct glb_agent_settings) == 68, "glb_agent_settings is written by xdp.py as 68 bytes");
+_Static_assert(sizeof(struct glb_agent_settings) == 296, "glb_agent_settings is written by xdp.py as 296 bytes");
+
+/* The bit of an address, its 4 bytes taken as a little-endian number. */
+static inline __u32 glb_filter_bit(__u32 address)
+{
+    return address * 0x9e3779b1U >> 24;
+}
 
 /* Keys of the two kinds of prefixes. */
 struct glb_prefix4 {

@@ -110,16 +110,25 @@ struct tunnel {
     __u32 tcp_flags; /* 0 for ICMP errors */
     __u32 is_error;  /* the flow is one that an ICMP error quotes */
     struct flow flow;
+    const struct glb_agent_settings *settings;
 };
 
 const volatile struct glb_agent_options glb_agent_options = {};
 
 struct {
     __uint(type, BPF_MAP_TYPE_ARRAY);
-    __uint(max_entries, 1);
+    __uint(max_entries, 2);
     __type(key, __u32);
     __type(value, struct glb_agent_settings);
 } glb_agent_settings SEC(".maps");
+
+/* Which of the two is in force: the other one is written, then this. */
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, 1);
+    __type(key, __u32);
+    __type(value, __u32);
+} glb_agent_current SEC(".maps");
 
 struct {
     __uint(type, BPF_MAP_TYPE_LPM_TRIE);
@@ -210,22 +219,56 @@ static __always_inline __u32 missing(__u32 at, __u32 end, __u32 length, __u32 cu
     return at + length > end ? cut : GLB_WHY_UNDELIVERED;
 }
 
-static __always_inline int is_own(__be32 address)
+static __always_inline const struct glb_agent_settings *current_settings(void)
 {
-    return bpf_map_lookup_elem(&glb_own_addresses, &address) != 0;
+    __u32 zero = 0, *current = bpf_map_lookup_elem(&glb_agent_current, &zero);
+
+    return current ? bpf_map_lookup_elem(&glb_agent_settings, current) : 0;
 }
 
-static __always_inline int is_vip4(__be32 address)
+static __always_inline int in_short_list(const struct glb_masked4 *list, __be32 address)
+{
+#pragma unroll
+    for (int i = 0; i < GLB_SHORT_LIST; i++)
+        if ((address & list[i].mask) == list[i].network)
+            return 1;
+    return 0;
+}
+
+static __always_inline int is_own(const struct glb_agent_settings *settings, __be32 address)
+{
+    __u32 bit = glb_filter_bit(address);
+
+    if (!(settings->own_filter[bit / 64 % GLB_OWN_FILTER_WORDS] >> bit % 64 & 1))
+        return 0;
+    return address == settings->address || bpf_map_lookup_elem(&glb_own_addresses, &address) != 0;
+}
+
+static __always_inline int is_allowed(const struct glb_agent_settings *settings, __be32 address)
 {
     struct glb_prefix4 key = {32, address};
 
-    return bpf_map_lookup_elem(&glb_vips4, &key) != 0;
+    return in_short_list(settings->sources, address) || bpf_map_lookup_elem(&glb_sources, &key);
 }
 
-static __always_inline int is_vip6(const __be32 *address)
+static __always_inline int is_vip4(const struct glb_agent_settings *settings, __be32 address)
+{
+    struct glb_prefix4 key = {32, address};
+
+    return in_short_list(settings->vips4, address) || bpf_map_lookup_elem(&glb_vips4, &key);
+}
+
+static __always_inline int is_vip6(const struct glb_agent_settings *settings, const __be32 *address)
 {
     struct glb_prefix6 key = {128, {address[0], address[1], address[2], address[3]}};
+    /* In memory order, as the halves of struct glb_masked6 are. */
+    __u64 first = (__u64)address[1] << 32 | address[0], second = (__u64)address[3] << 32 | address[2];
 
+#pragma unroll
+    for (int i = 0; i < GLB_SHORT_LIST; i++)
+        if ((first & settings->vips6[i].mask[0]) == settings->vips6[i].network[0]
+            && (second & settings->vips6[i].mask[1]) == settings->vips6[i].network[1])
+            return 1;
     return bpf_map_lookup_elem(&glb_vips6, &key) != 0;
 }
 
@@ -242,20 +285,21 @@ static __always_inline __u32 fold(__u64 sum)
 
 /* Whether the IPv4 header can be that of a tunnel packet for this host; the UDP port behind it decides. Packets with an offset show
  * no port: the host's stack puts them together, if the rest ever comes. */
-static __always_inline int may_be_ours(__be16 ethertype, const struct ipv4 *ip)
+static __always_inline int may_be_ours(const struct glb_agent_settings *settings, __be16 ethertype, const struct ipv4 *ip)
 {
     return ethertype == bpf_htons(GLB_ETH_P_IP) && ip->version_ihl >= 0x45 && ip->version_ihl <= 0x4f
-           && ip->protocol == GLB_PROTO_UDP && !(ip->fragment & bpf_htons(FRAGMENT_OFFSET)) && is_own(ip->destination);
+           && ip->protocol == GLB_PROTO_UDP && !(ip->fragment & bpf_htons(FRAGMENT_OFFSET)) && is_own(settings, ip->destination);
 }
 
 /* A frame of several buffers, the first of which is too short to tell: the same question, by copies. */
 __noinline int spread_and_ours(struct xdp_md *ctx)
 {
+    const struct glb_agent_settings *settings = current_settings();
     struct ipv4 ip;
     __be16 type, ports[2];
 
-    if (bpf_xdp_load_bytes(ctx, 12, &type, sizeof(type)) || bpf_xdp_load_bytes(ctx, ETHERNET_BYTES, &ip, sizeof(ip))
-        || !may_be_ours(type, &ip)
+    if (!settings || bpf_xdp_load_bytes(ctx, 12, &type, sizeof(type)) || bpf_xdp_load_bytes(ctx, ETHERNET_BYTES, &ip, sizeof(ip))
+        || !may_be_ours(settings, type, &ip)
         || bpf_xdp_load_bytes(ctx, ETHERNET_BYTES + (ip.version_ihl & 0x0f) * 4, ports, sizeof(ports)))
         return 0;
     return ports[1] == glb_agent_options.gue_port;
@@ -265,14 +309,13 @@ static __always_inline __u32 read_outer(struct xdp_md *ctx, struct tunnel *t)
 {
     void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
     struct ipv4 *ip = data + ETHERNET_BYTES;
-    struct glb_prefix4 source;
     __u32 ihl, total, udp_length;
     struct udp *udp;
     __u64 sum = 0;
 
     if ((void *)(ip + 1) > data_end)
         goto short_buffer;
-    if (!may_be_ours(*(__be16 *)(data + 12), ip))
+    if (!may_be_ours(t->settings, *(__be16 *)(data + 12), ip))
         return NOT_OURS;
     ihl = (ip->version_ihl & 0x0f) * 4;
     udp = (void *)ip + ihl;
@@ -283,9 +326,7 @@ static __always_inline __u32 read_outer(struct xdp_md *ctx, struct tunnel *t)
 
     /* It is ours, for better or worse. First what a stranger could provoke. */
     t->source = ip->source;
-    source.bits = 32;
-    source.address = ip->source;
-    if (!bpf_map_lookup_elem(&glb_sources, &source))
+    if (!is_allowed(t->settings, ip->source))
         return GLB_WHY_NOT_ALLOWED;
     total = bpf_ntohs(ip->total_length);
     if (total < ihl + UDP_BYTES
@@ -383,7 +424,7 @@ static __always_inline __u32 quoted_ipv4(struct xdp_md *ctx, struct tunnel *t, _
     if (ip->version_ihl >> 4 != 4 || ihl < IPV4_BYTES || bpf_ntohs(ip->total_length) < ihl || at + ihl > t->end)
         return GLB_WHY_ICMP;
     /* An error about a flow of some other address of this host has no business in the tunnel. */
-    if (!is_vip4(ip->source))
+    if (!is_vip4(t->settings, ip->source))
         return GLB_WHY_NOT_VIP;
     if (ip->fragment & bpf_htons(FRAGMENT_OFFSET) || ip->protocol != GLB_PROTO_TCP)
         return GLB_WHY_ICMP;
@@ -408,7 +449,7 @@ static __always_inline __u32 quoted_ipv6(struct xdp_md *ctx, struct tunnel *t, _
         return missing(at, t->end, IPV6_BYTES, GLB_WHY_ICMP);
     if ((bpf_ntohl(ip->version_label) >> 28) != 6)
         return GLB_WHY_ICMP;
-    if (!is_vip6(ip->source))
+    if (!is_vip6(t->settings, ip->source))
         return GLB_WHY_NOT_VIP;
     walked = walk_extensions(ctx, at + IPV6_BYTES, t->end, ip->next_header);
     if ((walked & 0xff) == GLB_WHY_UNDELIVERED)
@@ -454,7 +495,7 @@ static __always_inline __u32 read_ipv4(struct xdp_md *ctx, struct tunnel *t)
     if (ip->version_ihl >> 4 != 4 || ihl < IPV4_BYTES || total < ihl || t->inner_at + total > t->end)
         return GLB_WHY_MALFORMED;
     t->end = t->inner_at + total;
-    if (!is_vip4(ip->destination))
+    if (!is_vip4(t->settings, ip->destination))
         return GLB_WHY_NOT_VIP;
     if (ip->fragment & bpf_htons(FRAGMENT_OFFSET))
         return GLB_WHY_FRAGMENT;
@@ -496,7 +537,7 @@ static __always_inline __u32 read_ipv6(struct xdp_md *ctx, struct tunnel *t)
     if ((bpf_ntohl(ip->version_label) >> 28) != 6 || t->inner_at + total > t->end)
         return GLB_WHY_MALFORMED;
     t->end = t->inner_at + total;
-    if (!is_vip6(ip->destination))
+    if (!is_vip6(t->settings, ip->destination))
         return GLB_WHY_NOT_VIP;
     protocol = ip->next_header;
     at = t->inner_at + IPV6_BYTES;
@@ -579,13 +620,11 @@ static __always_inline void remember_cookie(struct tunnel *t)
 
 static __always_inline __u32 look_up(struct xdp_md *ctx, struct tunnel *t)
 {
-    __u32 size = t->family == 4 ? sizeof(t->flow.tuple.ipv4) : sizeof(t->flow.tuple.ipv6), zero = 0, n = 0;
-    struct glb_agent_settings *settings = bpf_map_lookup_elem(&glb_agent_settings, &zero);
+    __u32 size = t->family == 4 ? sizeof(t->flow.tuple.ipv4) : sizeof(t->flow.tuple.ipv6);
+    const struct glb_agent_settings *settings = t->settings;
     int may_be_cookie = (t->tcp_flags & (TCP_ACK | TCP_FIN | TCP_RST)) == TCP_ACK;
     __u64 namespace = BPF_F_CURRENT_NETNS;
 
-    if (settings)
-        n = settings->n_namespaces;
     for (__u32 i = 0; i <= GLB_MAX_NAMESPACES; i++) {
         struct bpf_sock *socket;
         __u32 state;
@@ -602,7 +641,7 @@ static __always_inline __u32 look_up(struct xdp_md *ctx, struct tunnel *t)
             if (state != STATE_LISTEN)
                 return t->is_error ? GLB_WHY_ICMP_ERROR : GLB_WHY_ESTABLISHED;
         }
-        if (i >= n || i >= GLB_MAX_NAMESPACES || !settings)
+        if (i >= settings->n_namespaces || i >= GLB_MAX_NAMESPACES)
             break;
         namespace = (__u32)settings->namespaces[i];
     }
@@ -632,7 +671,7 @@ static __always_inline __u32 give_chance(struct xdp_md *ctx, struct tunnel *t)
         hop = peek(ctx, t->gue_at + GUE_FRONT_BYTES + 4 * i, 4);
         if (!hop)
             return GLB_WHY_UNDELIVERED;
-        if (is_own(*hop))
+        if (is_own(t->settings, *hop))
             continue;
         t->next_hop = i;
         t->hop = *hop;
@@ -752,9 +791,12 @@ static __always_inline int act(struct xdp_md *ctx, struct tunnel *t, __u32 why)
 SEC("xdp.frags")
 int glb_second_chance(struct xdp_md *ctx)
 {
-    struct tunnel t = {};
-    __u32 why = read_outer(ctx, &t);
+    struct tunnel t = {.settings = current_settings()};
+    __u32 why;
 
+    if (!t.settings)
+        return XDP_PASS;
+    why = read_outer(ctx, &t);
     if (why == TRANSPORT)
         why = read_gue(ctx, &t);
     if (why == TRANSPORT) {
@@ -762,7 +804,6 @@ int glb_second_chance(struct xdp_md *ctx)
         why = t.family == 4 ? read_ipv4(ctx, &t) : read_ipv6(ctx, &t);
     }
     if (why == LOOK_UP) {
-        count(GLB_COUNT_LOOK_UPS);
         why = look_up(ctx, &t);
         if (why == LOOK_UP)
             why = give_chance(ctx, &t);

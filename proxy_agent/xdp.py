@@ -12,7 +12,7 @@ import logging
 import os
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
@@ -31,13 +31,14 @@ log = logging.getLogger("glb-proxy-agent")
 PROGRAM = "glb_second_chance"
 
 # Of bpf/glb_verdicts.h; tests/unit/test_agent_xdp_layout.py compares.
-COUNT_LOOK_UPS = len(REASONS)
-COUNT_RECALLED = COUNT_LOOK_UPS + 1
-COUNT_BY_HOST = COUNT_LOOK_UPS + 2
-COUNT_HOPS = COUNT_LOOK_UPS + 3
+COUNT_RECALLED = len(REASONS)
+COUNT_BY_HOST = COUNT_RECALLED + 1
+COUNT_HOPS = COUNT_RECALLED + 2
 MAX_GUE_HOPS = 30
 MAX_NAMESPACES = 16
+SHORT_LIST = 4
 
+ASKED = ("established", "syn_cookie", "icmp_error", "last_resort", "bounce", "ttl")  # decided by a look-up
 ANY_SOURCE = (ip_network("0.0.0.0/0"),)
 COOKIES_FOR_S = 10.0  # cookies count as in use this long after the last one was seen to be sent
 NETSTAT = Path("/proc/net/netstat")
@@ -53,10 +54,33 @@ def options(gue_port: int, ifindex: int, *, by_redirect: bool) -> bytes:
     return struct.pack(">H2x", gue_port) + struct.pack("=II", ifindex, by_redirect)
 
 
-def settings(namespaces: Iterable[int]) -> bytes:
-    """struct glb_agent_settings."""
-    ids = list(namespaces)
-    return struct.pack(f"=I{MAX_NAMESPACES}i", len(ids), *ids, *[0] * (MAX_NAMESPACES - len(ids)))
+def settings(guard: Guard, namespaces: Sequence[int] = ()) -> bytes:
+    """struct glb_agent_settings. Most packets are expected to be sent to the first of the host's addresses."""
+    own = [ip_address(address).packed for address in guard.own_addresses]
+    own_filter = 0
+    for address in own:
+        own_filter |= 1 << (int.from_bytes(address, "little") * 0x9E3779B1 % 2**32 >> 24)
+    return b"".join(
+        (
+            own_filter.to_bytes(32, "little"),
+            _short_list(guard.vips, 6),
+            _short_list(guard.vips, 4),
+            _short_list(ANY_SOURCE if guard.allowed_sources is None else guard.allowed_sources, 4),
+            own[0] if own else bytes(4),
+            struct.pack(
+                f"=I{MAX_NAMESPACES}i", len(namespaces), *namespaces, *[0] * (MAX_NAMESPACES - len(namespaces))
+            ),
+        )
+    )
+
+
+def _short_list(prefixes: Iterable[Network], version: int) -> bytes:
+    """The first prefixes as struct glb_masked4 or glb_masked6."""
+    width = 4 if version == 4 else 16
+    chosen = [prefix for prefix in prefixes if prefix.version == version][:SHORT_LIST]
+    found = [prefix.network_address.packed + prefix.netmask.packed for prefix in chosen]
+    nothing = b"\xff" * width + bytes(width)
+    return b"".join(found) + nothing * (SHORT_LIST - len(found))
 
 
 def prefix_key(prefix: Network) -> bytes:
@@ -71,21 +95,28 @@ class Program:
         self._object = _bpf.BpfObject(object_path(), constants)
         self.fd = self._object.program(PROGRAM)
         self._in_maps: dict[str, set[bytes]] = {}
+        self._current = 0
 
-    def adopt(self, guard: Guard, namespaces: Iterable[int] = ()) -> None:
-        """Judge by this: what is new enters before what is old leaves, so no packet finds neither."""
+    def adopt(self, guard: Guard, namespaces: Sequence[int] = ()) -> None:
+        """Judge by this: what is new enters before what is old leaves, so no packet finds neither.
+
+        Before the first call no address is this host's, and no packet ours.
+        """
         sources = ANY_SOURCE if guard.allowed_sources is None else guard.allowed_sources
         wanted: dict[str, set[bytes]] = {
             "glb_sources": {prefix_key(source) for source in sources if source.version == 4},
             "glb_vips4": {prefix_key(vip) for vip in guard.vips if vip.version == 4},
             "glb_vips6": {prefix_key(vip) for vip in guard.vips if vip.version == 6},
-            # Last: before an address of this host is known no packet is ours.
             "glb_own_addresses": {ip_address(address).packed for address in guard.own_addresses},
         }
-        _bpf.update_map(self._object.map("glb_agent_settings"), bytes(4), settings(namespaces))
         for name, keys in wanted.items():
             for key in keys - self._in_maps.get(name, set()):
                 _bpf.update_map(self._object.map(name), key, _PRESENT)
+        # The entry that is not in force: the last packet that read it was judged long ago.
+        self._current = 1 - self._current
+        current = self._current.to_bytes(4, "little")
+        _bpf.update_map(self._object.map("glb_agent_settings"), current, settings(guard, namespaces))
+        _bpf.update_map(self._object.map("glb_agent_current"), bytes(4), current)
         for name, keys in wanted.items():
             for key in self._in_maps.get(name, set()) - keys:
                 _bpf.delete_from_map(self._object.map(name), key)
@@ -222,7 +253,7 @@ class XdpEngine:
     def internals(self) -> dict[str, int]:
         assert self._program is not None
         return {
-            "look_ups": self._program.count(COUNT_LOOK_UPS),
+            "look_ups": sum(self._program.counters()[name] for name in ASKED),
             "recalled": self._program.count(COUNT_RECALLED),
             "by_host": self._program.count(COUNT_BY_HOST),
             "verdict_errors": 0,

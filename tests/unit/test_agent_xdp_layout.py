@@ -8,6 +8,7 @@ from pathlib import Path
 
 from proxy_agent import xdp
 from proxy_agent.decide import REASONS
+from proxy_agent.engine import Guard
 
 HEADER = (Path(__file__).parents[2] / "bpf" / "glb_verdicts.h").read_text()
 
@@ -25,15 +26,17 @@ def test_reasons_are_those_of_the_vocabulary_in_its_order() -> None:
 def test_further_counters_follow_the_reasons() -> None:
     names = enumerators("glb_counter")
     assert [len(REASONS) + i for i in range(len(names))] == [getattr(xdp, name) for name in names]
-    assert "GLB_COUNT_LOOK_UPS = GLB_N_REASONS" in HEADER
+    assert "GLB_COUNT_RECALLED = GLB_N_REASONS" in HEADER
 
 
 def test_structures_have_the_size_that_the_header_asserts() -> None:
     sizes = dict(re.findall(r"_Static_assert\(sizeof\(struct (\w+)\) == (\d+)", HEADER))
     assert len(xdp.options(19523, 3, by_redirect=True)) == int(sizes["glb_agent_options"])
-    assert len(xdp.settings([1, 2])) == int(sizes["glb_agent_settings"])
+    guard = Guard((ip_network("192.0.2.0/24"), ip_network("2001:db8::/32")), None, ("10.0.0.1",))
+    assert len(xdp.settings(guard, [1, 2])) == int(sizes["glb_agent_settings"])
     defined = dict(re.findall(r"^#define GLB_(MAX_\w+) (\d+)", HEADER, re.MULTILINE))
     assert int(defined["MAX_NAMESPACES"]) == xdp.MAX_NAMESPACES
+    assert re.search(rf"#define GLB_SHORT_LIST {xdp.SHORT_LIST}\b", HEADER)
 
 
 def test_constants_and_keys_are_in_the_byte_order_of_the_program() -> None:
