@@ -1,7 +1,7 @@
 # Every door of the project. Each target does its own set-up (packaging/bootstrap.sh) on a fresh Debian 12 machine as root.
 PY := .venv/bin/python
 
-.PHONY: help setup demo lab test bench fuzz lint verify-kernels clean
+.PHONY: help setup demo lab test bench fuzz kernels lint clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
@@ -29,13 +29,13 @@ fuzz:  ## random and mutated packets until Ctrl-C (bounded in `make test`)
 	@packaging/bootstrap.sh dev
 	@PYTHONPATH=tests/vectors:tests/parity $(PY) -m fuzz
 
+kernels:  ## the eBPF programs before the verifiers of Linux 6.1 and 6.12 (qemu), and of the running one
+	@packaging/bootstrap.sh kernels
+	@$(PY) tests/kernels/verify.py
+
 lint:  ## ruff and mypy
 	@packaging/bootstrap.sh dev
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
-
-verify-kernels:  ## load the eBPF program on Linux 6.1, 6.12 (in qemu) and the running kernel
-	@packaging/bootstrap.sh dev
-	@$(PY) tests/kernels/verify.py
 
 clean:  ## remove build products (not .venv)
 	rm -rf build *.egg-info glb/bpf_objects glb/*.so glb/*.c proxy_agent/*.so proxy_agent/*.c

@@ -25,7 +25,7 @@ A configuration's way, from an operator's command to the packets:
 Beside them:
 
     glb.director.nexthops   kernel routes and neighbours -> MAC address and MTU of each backend
-    glb.director.pin        the kernel's program outlives the daemon, and is taken over by the next
+    glb.pin                 the kernel's program outlives the daemon, and is taken over by the next
     glb.director.announce   the device that exists while this director forwards; BGP follows it
     glb.director.metrics    counts -> Prometheus, served by glb.admin
     glb.director.replay     the same packet path over capture files

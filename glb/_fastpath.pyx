@@ -11,6 +11,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from glb._encapsulate cimport OVERHEAD_BYTES, encapsulate, flow_hash, row_of
+from glb._machine cimport glb_prefetch, glb_prefetch_write, glb_thread_ns, unlikely
 from glb._parse cimport ETHERNET_BYTES, IPV4_FAMILY, parse
 from glb._siphash cimport sip_key
 from glb._too_big cimport answer_too_big
@@ -21,24 +22,6 @@ from glb.errors import TableError
 
 cdef enum:
     AHEAD = 8  # packets that a frame's header is fetched before it is parsed
-
-
-cdef extern from *:
-    """
-    #include <time.h>
-    #define glb_prefetch(p) __builtin_prefetch(p)
-    #define glb_prefetch_write(p) __builtin_prefetch(p, 1)
-    static inline unsigned long long glb_thread_ns(void)
-    {
-        struct timespec now;
-        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-        return now.tv_sec * 1000000000ULL + now.tv_nsec;
-    }
-    """
-    void glb_prefetch(const void* p) nogil
-    void glb_prefetch_write(const void* p) nogil
-    uint64_t glb_thread_ns() nogil
-    bint unlikely(bint condition) nogil
 
 
 DROP_REASONS = ("malformed", "truncated", "fragment", "too_big", "no_next_hop", "no_backend", "stale_bind")

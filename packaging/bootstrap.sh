@@ -1,6 +1,6 @@
 #!/bin/sh
 # Brings a machine to where the project builds, tests and runs: Debian packages, a virtual environment, the build.
-# Idempotent: what is there already is skipped. usage: bootstrap.sh [build|lab|dev]   (each includes the one before)
+# Idempotent: what is there already is skipped. usage: bootstrap.sh [build|lab|dev|kernels]   (each includes the one before)
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -13,7 +13,8 @@ dev_packages="tshark bpftool"
 
 packages=$build_packages
 [ "$want" = build ] || packages="$packages $lab_packages"
-[ "$want" = dev ] && packages="$packages $dev_packages"
+case $want in dev | kernels) packages="$packages $dev_packages" ;; esac
+[ "$want" = kernels ] && packages="$packages qemu-system-x86"
 
 say() { printf 'glb: %s\n' "$*" >&2; }
 
@@ -81,7 +82,7 @@ if [ -n "$newer" ]; then
     $venv/bin/pip install -q --no-build-isolation -e .
     touch $stamp
 fi
-if [ "$want" = dev ] && [ ! -e $venv/.dev ]; then
+if { [ "$want" = dev ] || [ "$want" = kernels ]; } && [ ! -e $venv/.dev ]; then
     say "installing the test tools"
     $venv/bin/pip install -q --no-build-isolation -e '.[dev]'
     touch $venv/.dev $stamp

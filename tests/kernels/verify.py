@@ -1,4 +1,4 @@
-"""``make verify-kernels``: the director's eBPF program is accepted by the verifiers of the kernels that we support.
+"""``make kernels``: the director's eBPF program is accepted by the verifiers of the kernels that we support.
 
 Debian's kernels are downloaded as packages and booted in qemu, with tests/kernels/load.c as their only program; the
 running kernel is asked too. Prints a line for each kernel and set of options, with instruction counts; ends with 1 if
@@ -113,4 +113,4 @@ if __name__ == "__main__":
     try:
         main()
     except (Unavailable, subprocess.CalledProcessError) as error:
-        sys.exit(f"verify-kernels: {error}")
+        sys.exit(f"kernels: {error}")

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* The first and only program of a kernel under test: loads the director's eBPF program with each set of options that makes
+ * another program of it, and prints what the verifier made of it, one line each. Ends the machine if it is its first process.
+ *
+ * load OBJECT; without arguments /director.bpf.o.
+ */
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <linux/types.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include "glb_layout.h"
+
+static const struct {
+    const char *name;
+    struct glb_options options;
+} variants[] = {
+    {"hand over", {.accelerate = 0}},
+    {"source address", {.accelerate = 1, .hash_fields = 1, .ifindex = 1}},
+    {"four fields", {.accelerate = 1, .hash_fields = 15, .ifindex = 1}},
+    {"alternative row", {.accelerate = 1, .hash_fields = 1, .alt_hash_fields = 2, .ifindex = 1}},
+    {"all fields, both", {.accelerate = 1, .hash_fields = 15, .alt_hash_fields = 15, .ifindex = 1}},
+};
+
+static char log_text[1 << 16];
+static size_t log_used;
+
+static int keep_log(enum libbpf_print_level level, const char *format, va_list args)
+{
+    if (level != LIBBPF_WARN || log_used + 1 >= sizeof log_text)
+        return 0;
+    int n = vsnprintf(log_text + log_used, sizeof log_text - log_used, format, args);
+    if (n > 0)
+        log_used += n;
+    if (log_used >= sizeof log_text)
+        log_used = sizeof log_text - 1;
+    return 0;
+}
+
+/* The constants of the program, as glb/_bpf.pyx sets them. */
+static int set_options(struct bpf_object *object, const struct glb_options *options)
+{
+    struct bpf_map *map;
+
+    bpf_object__for_each_map(map, object) {
+        const char *name = bpf_map__name(map);
+        size_t length = strlen(name);
+
+        if (length > 7 && !strcmp(name + length - 7, ".rodata"))
+            return bpf_map__set_initial_value(map, options, sizeof *options);
+    }
+    return -1;
+}
+
+static int load(const char *path, const char *release, const char *name, const struct glb_options *options)
+{
+    struct bpf_object *object = bpf_object__open_file(path, NULL);
+    struct bpf_prog_info info = {};
+    __u32 length = sizeof info;
+    struct bpf_program *program;
+
+    if (!object || set_options(object, options) || bpf_object__load(object)) {
+        printf("REFUSED %s: %s\n%s\n", release, name, log_text);
+        log_used = 0;
+        return 1;
+    }
+    program = bpf_object__find_program_by_name(object, "glb_director");
+    bpf_obj_get_info_by_fd(bpf_program__fd(program), &info, &length);
+    printf("LOADED %-28s %-18s %6u instructions verified, %5u in the program, %6u bytes of machine code\n", release, name,
+           info.verified_insns, info.xlated_prog_len / 8, info.jited_prog_len);
+    bpf_object__close(object);
+    return 0;
+}
+
+int main(int n, char **arguments)
+{
+    const char *path = n > 1 ? arguments[1] : "/director.bpf.o";
+    int refused = 0;
+    struct utsname system;
+
+    if (getpid() == 1)
+        mount("sys", "/sys", "sysfs", 0, NULL);
+    libbpf_set_print(keep_log);
+    uname(&system);
+    for (size_t i = 0; i < sizeof variants / sizeof *variants; i++)
+        refused += load(path, system.release, variants[i].name, &variants[i].options);
+    printf("DONE %d refused\n", refused);
+    fflush(stdout);
+    if (getpid() == 1)
+        reboot(RB_POWER_OFF);
+    return refused != 0;
+}
