@@ -57,6 +57,16 @@ cdef inline const uint16_t* row_of(const Table* table, uint64_t hash) noexcept n
     return table.rows + <size_t>(row // GLB_CHUNK_ROWS) * (GLB_CHUNK_ROWS * GLB_MAX_STRIDE) + (row % GLB_CHUNK_ROWS) * table.stride
 
 
+cdef inline void copy_rows(uint16_t* target, const uint16_t* rows, uint32_t n_rows, uint32_t stride) noexcept nogil:
+    """Put rows where `row_of` looks for them: each chunk starts at a place of its own, whatever the stride."""
+    cdef uint32_t row = 0, n
+    while row < n_rows:
+        n = min(<uint32_t>GLB_CHUNK_ROWS, n_rows - row)
+        memcpy(target + <size_t>(row // GLB_CHUNK_ROWS) * (GLB_CHUNK_ROWS * GLB_MAX_STRIDE), rows + <size_t>row * stride,
+               n * stride * 2)
+        row += n
+
+
 cdef inline int list_hops(const Plan* plan, const Table* table, const Packet* packet, uint16_t* hops) noexcept nogil:
     """Backend indexes of the packet's row, then of its alternative row; returns how many."""
     cdef const uint16_t* row = row_of(table, packet.hash)

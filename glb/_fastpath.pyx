@@ -10,7 +10,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
-from glb._encapsulate cimport OVERHEAD_BYTES, encapsulate, flow_hash, row_of
+from glb._encapsulate cimport OVERHEAD_BYTES, copy_rows, encapsulate, flow_hash, row_of
 from glb._machine cimport glb_prefetch, glb_prefetch_write, glb_thread_ns, unlikely
 from glb._parse cimport ETHERNET_BYTES, IPV4_FAMILY, parse
 from glb._siphash cimport sip_key
@@ -170,7 +170,7 @@ cdef class Forwarding:
             shared.first_backend = self.plan.n_backends
             shared.n_backends = table.n_backends
             shared.keep_duplicates = keep_duplicates
-            _copy_rows(table.rows, &rows[0], n_rows, stride)
+            copy_rows(table.rows, &rows[0], n_rows, stride)
             chunk += _chunks(n_rows)
             for k, address in enumerate(addresses):
                 backend = &table.backends[k]
@@ -426,15 +426,6 @@ cdef class Forwarding:
         free(memory); free(headers); free(lengths)
         forwarded = counters.counters.verdicts[GLB_FORWARD]
         return <double>began / <double>forwarded if forwarded else float("nan")
-
-
-cdef void _copy_rows(uint16_t* target, const uint16_t* rows, uint32_t n_rows, uint32_t stride) noexcept nogil:
-    """Each chunk starts at a place of its own, whatever the stride."""
-    cdef uint32_t row = 0, n
-    while row < n_rows:
-        n = min(<uint32_t>GLB_CHUNK_ROWS, n_rows - row)
-        memcpy(target + <size_t>(row // GLB_CHUNK_ROWS) * (GLB_CHUNK_BYTES // 2), rows + <size_t>row * stride, n * stride * 2)
-        row += n
 
 
 def _chunks(n_rows):

@@ -82,7 +82,7 @@ def invitation(prefix: str) -> str:
 Enter a host    {lab} enter client     (or any name above; its namespace is {prefix}-client)
 Run one command {lab} exec client curl -s http://{vip4}/
 Try also        exec client curl -sg --interface 2001:db8:c::7 http://[{vip6}]/
-                exec proxy1 tcpdump -ni eth0 -c 5 udp port {plan.GUE_PORT}
+                exec router tcpdump -ni any -c 5 udp port {plan.GUE_PORT}
                 exec ops glbctl status
                 exec ops glbctl drain web {plan.PROXIES[1].v4}     (then fill and activate it; --dry-run only shows)
                 exec router birdc show route

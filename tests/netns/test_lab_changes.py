@@ -55,12 +55,14 @@ def test_requests_spread_as_the_rows_say_and_none_breaks(fleet: Fleet, load: Loa
 
 
 def test_tunnel_packets_on_the_wire_name_the_proxy_and_its_two_hops(fleet: Fleet) -> None:
-    """As tcpdump sees them arrive at a proxy: from a director, with the other two proxies as hops."""
+    """As tcpdump sees them on the router's link to a proxy: from a director, with the other two proxies as hops."""
     proxy, others = plan.FIRST_PROXIES[0], plan.FIRST_PROXIES[1:]
     capture = fleet.lab.directory(proxy.name) / "tunnel.pcap"
     filter_words = ["udp", "dst", "port", str(plan.GUE_PORT)]
     dump = fleet.lab.program(
-        proxy.name, "tcpdump", ["tcpdump", "-Z", "root", "-ni", "eth0", "-c", "20", "-w", str(capture), *filter_words]
+        plan.ROUTER,
+        "tcpdump",
+        ["tcpdump", "-Z", "root", "-ni", proxy.router_end, "-Q", "out", "-c", "20", "-w", str(capture), *filter_words],
     ).start()
     until(lambda: "listening" in dump.log.read_text(), "tcpdump to listen", 10, needs=[dump])
     with Load(fleet.lab) as load:
