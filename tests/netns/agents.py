@@ -64,7 +64,7 @@ class Agent:
     def write_config(self, **keys: Any) -> None:
         """The configuration file, with these keys changed."""
         self.keys.update(keys)
-        # Strings, numbers and lists are written in TOML as in JSON.
+        # Strings, numbers, booleans and lists are written in TOML as in JSON.
         lines = [f"{key} = {json.dumps(value)}" for key, value in self.keys.items() if value is not None]
         self.config_path.write_text("\n".join(lines) + "\n")
 
