@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -268,6 +269,28 @@ def test_no_packet_is_lost_while_the_agent_is_killed_and_restarted_under_traffic
     finally:
         receiver.close()
         director.close()
+
+
+def test_jumbo_frames_of_several_buffers_are_accepted_and_bounced(tmp_path: Path, bpffs: Path) -> None:
+    """At this MTU the kernel attaches only programs that know of such frames, and hands them over in pages."""
+    with fleet(mtu=9000) as net, ExitStack() as stack:
+        agents = [
+            Agent(net[name], tmp_path, engine="xdp", pin_dir=str(bpffs / "jumbo")) for name in ("proxy1", "proxy2")
+        ]
+        for agent in agents:
+            agent.start()
+            stack.callback(agent.detach)
+            stack.callback(agent.stop)
+        stack.callback(NamedServer(net["proxy2"], VIP4).close)
+        director = Director(net["director"], [net["proxy2"]])
+        stack.callback(director.close)
+        client = Client(net["client"], VIP4)
+        stack.callback(client.close)
+        director.lead(net["proxy1"], net["proxy2"])
+        for length in (1400, 3500, 5000, 8800):
+            assert client.ask("x" * length) == "proxy2: " + "x" * length
+        assert agents[0].counters()["bounce"] >= 4
+        assert "dropped" not in agents[1].log()
 
 
 def container(host: Host) -> Host:
