@@ -30,6 +30,8 @@
 #define TCP_ACK 0x10
 #define AF_INET 2
 #define STATE_LISTEN 10
+#define WAYS 256
+#define WAY_MS 20 /* a change of routes or neighbours takes effect that much later */
 
 /* Beside the reasons of glb_verdicts.h. */
 enum {
@@ -182,6 +184,22 @@ struct {
     __type(key, __u32);
     __type(value, __be32);
 } glb_last_sources SEC(".maps"); /* outer source of the last packet dropped for a reason */
+
+/* The way to a hop, as bpf_fib_lookup told it a moment ago: the look-up is most of what a bounce costs. */
+struct way {
+    __be32 hop;
+    __be32 source;
+    __u64 until; /* on the coarse monotonic clock; 0: nothing is known */
+    __u32 total; /* the largest packet that the route was asked about: its MTU is no less */
+    __u8 macs[12]; /* destination, source */
+};
+
+struct {
+    __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+    __uint(max_entries, WAYS);
+    __type(key, __u32);
+    __type(value, struct way);
+} glb_ways SEC(".maps"); /* by the hop's hash: 256 hops of a busy proxy seldom meet */
 
 /* When the last remembered flow will be forgotten: before the first cookie and long after the last, nobody looks in the memory. */
 volatile __u64 glb_cookies_until = 0;
@@ -687,9 +705,42 @@ static __always_inline __u16 amend(__u16 checksum, __u64 old, __u64 new)
     return ~fold((__u64)(__u16)~checksum + (__u16)~fold(old) + new + 0xffff);
 }
 
+/* The way of the readdressed packet, or NULL: it is not for the program to send. */
+static __always_inline struct way *find_way(struct xdp_md *ctx, struct tunnel *t, const struct ipv4 *ip, const struct udp *udp)
+{
+    __u32 index = glb_filter_bit(ip->destination) % WAYS;
+    struct way *way = bpf_map_lookup_elem(&glb_ways, &index);
+    __u64 now = bpf_ktime_get_coarse_ns();
+    struct bpf_fib_lookup route = {};
+
+    if (!way || !glb_agent_options.ifindex)
+        return 0;
+    if (way->hop == ip->destination && way->source == ip->source && now < way->until && t->total <= way->total)
+        return way;
+    route.family = AF_INET;
+    route.tos = ip->tos;
+    route.l4_protocol = GLB_PROTO_UDP;
+    route.sport = udp->source;
+    route.dport = udp->destination;
+    route.tot_len = t->total;
+    route.ipv4_src = ip->source;
+    route.ipv4_dst = ip->destination;
+    route.ifindex = ctx->ingress_ifindex;
+    if (bpf_fib_lookup(ctx, &route, sizeof(route), 0) != BPF_FIB_LKUP_RET_SUCCESS || route.ifindex != glb_agent_options.ifindex)
+        return 0;
+    way->until = 0; /* until it is whole again */
+    way->hop = ip->destination;
+    way->source = ip->source;
+    way->total = t->total;
+    __builtin_memcpy(way->macs, route.dmac, 6);
+    __builtin_memcpy(way->macs + 6, route.smac, 6);
+    way->until = now + WAY_MS * 1000000ULL;
+    return way;
+}
+
 static __always_inline int bounce(struct xdp_md *ctx, struct tunnel *t)
 {
-    struct bpf_fib_lookup route = {};
+    struct way *way;
     struct gue *gue;
     struct udp *udp;
     struct ipv4 *ip;
@@ -720,25 +771,15 @@ static __always_inline int bounce(struct xdp_md *ctx, struct tunnel *t)
         udp->checksum = checksum ? checksum : 0xffff;
     }
 
-    route.family = AF_INET;
-    route.tos = ip->tos;
-    route.l4_protocol = GLB_PROTO_UDP;
-    route.sport = udp->source;
-    route.dport = udp->destination;
-    route.tot_len = t->total;
-    route.ipv4_src = ip->source;
-    route.ipv4_dst = ip->destination;
-    route.ifindex = ctx->ingress_ifindex;
-    if (!glb_agent_options.ifindex || bpf_fib_lookup(ctx, &route, sizeof(route), 0) != BPF_FIB_LKUP_RET_SUCCESS
-        || route.ifindex != glb_agent_options.ifindex) {
+    way = find_way(ctx, t, ip, udp);
+    if (!way) {
         /* No neighbour yet, another interface, a route of a special kind: the host's stack forwards it, and lowers the TTL. */
         count(GLB_COUNT_BY_HOST);
         return XDP_PASS;
     }
     ip->checksum = amend(ip->checksum, bpf_htons(ip->ttl << 8 | GLB_PROTO_UDP), bpf_htons((ip->ttl - 1) << 8 | GLB_PROTO_UDP));
     ip->ttl -= 1;
-    __builtin_memcpy(ethernet, route.dmac, 6);
-    __builtin_memcpy(ethernet + 6, route.smac, 6);
+    __builtin_memcpy(ethernet, way->macs, sizeof(way->macs));
     return glb_agent_options.by_redirect ? bpf_redirect(glb_agent_options.ifindex, 0) : XDP_TX;
 }
 

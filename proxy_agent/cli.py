@@ -51,7 +51,7 @@ def main() -> None:
 @config_option
 @reports_errors
 def run(path: Path) -> None:
-    """Run in the foreground until SIGTERM; SIGHUP reloads vips and allowed_sources.
+    """Run in the foreground until SIGTERM; SIGHUP reloads vips, allowed_sources and socket_namespaces.
 
     Example: glb-proxy-agent run --config /etc/glb/agent.toml
     """
@@ -65,7 +65,7 @@ def run(path: Path) -> None:
 @config_option
 @reports_errors
 def detach(path: Path) -> None:
-    """Undo what agents did to this host: rules, VIPs they added, sysctls they set. Stop the agent first.
+    """Undo what agents did to this host: program, rules, VIPs they added, sysctls they set. Stop the agent first.
 
     Example: glb-proxy-agent detach --config /etc/glb/agent.toml
     """

@@ -24,6 +24,7 @@ MAX_INTERFACE_BYTES = 15  # IFNAMSIZ less its final zero
 DEFAULT_QUEUE = 19523
 DEFAULT_STATE_DIR = "/run/glb-proxy-agent"
 DEFAULT_PIN_DIR = "/sys/fs/bpf/glb-proxy-agent"
+MAX_NAMESPACES = 16  # GLB_MAX_NAMESPACES of bpf/glb_verdicts.h
 ENGINES = ("auto", "xdp", "netfilter")
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
@@ -62,6 +63,8 @@ class AgentConfig:
     admin: AdminAddress = AdminAddress("127.0.0.1", 9524)
     queue_num: int = DEFAULT_QUEUE
     state_dir: Path = Path(DEFAULT_STATE_DIR)
+    socket_namespaces: tuple[str, ...] = ()  # names or paths; their sockets count as this host's
+    vips_on_lo: bool = True
     pin_dir: Path | None = Path(DEFAULT_PIN_DIR)  # in a BPF file system; None: the program goes with the process
 
     def warnings(self) -> list[str]:
@@ -93,6 +96,8 @@ class _Keys(msgspec.Struct, forbid_unknown_fields=True):
     queue_num: QueueNumber = DEFAULT_QUEUE
     state_dir: Text = DEFAULT_STATE_DIR
     pin_dir: str = DEFAULT_PIN_DIR
+    socket_namespaces: tuple[Text, ...] = ()
+    vips_on_lo: bool = True
 
 
 KEYS: tuple[str, ...] = _Keys.__struct_fields__
@@ -170,6 +175,9 @@ def _build(values: dict[str, Any], problems: list[Problem]) -> AgentConfig | Non
     admin = checked("admin", _admin)
     state_dir = checked("state_dir", _state_dir)
     pin_dir = checked("pin_dir", _pin_dir)
+    namespaces = checked("socket_namespaces", _namespaces)
+    if namespaces and engine == "netfilter":
+        problems.append(Problem("$.socket_namespaces", "needs the xdp engine"))
     if problems:
         return None
     return AgentConfig(
@@ -182,6 +190,8 @@ def _build(values: dict[str, Any], problems: list[Problem]) -> AgentConfig | Non
         queue_num=values["queue_num"],
         state_dir=state_dir,
         pin_dir=pin_dir,
+        socket_namespaces=namespaces,
+        vips_on_lo=values["vips_on_lo"],
     )
 
 
@@ -264,6 +274,15 @@ def _state_dir(text: str, problems: list[Problem]) -> Path:
     if not text.startswith("/"):
         problems.append(Problem("$.state_dir", f"{text!r} must be an absolute path"))
     return Path(text)
+
+
+def _namespaces(names: tuple[str, ...], problems: list[Problem]) -> tuple[str, ...]:
+    if len(names) > MAX_NAMESPACES:
+        problems.append(Problem("$.socket_namespaces", f"at most {MAX_NAMESPACES} can be looked into"))
+    for i, name in enumerate(names):
+        if "/" in name and not name.startswith("/"):
+            problems.append(Problem(f"$.socket_namespaces[{i}]", f"{name!r} is neither a name nor an absolute path"))
+    return names
 
 
 def _pin_dir(text: str, problems: list[Problem]) -> Path | None:

@@ -32,7 +32,7 @@ from proxy_agent.xdp import XdpEngine
 
 log = logging.getLogger("glb-proxy-agent")
 
-RELOADABLE = ("vips", "allowed_sources")
+RELOADABLE = ("vips", "allowed_sources", "socket_namespaces")
 DROP_CHECK_S = 5.0
 DROP_LOG_INTERVAL_S = 60.0  # one line per reason
 RTMGRP_IPV4_IFADDR = 0x10  # <linux/rtnetlink.h>
@@ -150,6 +150,8 @@ class Agent:
                 if config.engine == "xdp":
                     raise
                 log.warning("engine = auto: netfilter, since xdp does not work here: %s", error)
+                if config.socket_namespaces:
+                    log.warning("socket_namespaces: NOT looked into; flows of sockets there will be bounced away")
             else:
                 if await asyncio.to_thread(netfilter.remove_left, config.interface):
                     log.warning("left by an agent that was killed: iptables rules removed")
@@ -175,9 +177,12 @@ class Agent:
         """By the configuration in force and the addresses that the host has now."""
         own = await asyncio.to_thread(vips.own_ipv4_addresses)
         self._settings = Settings(self._config.vips)
-        return Guard(self._config.vips, self._config.allowed_sources, tuple(own))
+        config = self._config
+        return Guard(config.vips, config.allowed_sources, tuple(own), config.socket_namespaces)
 
     async def _apply_vips(self, wanted: Iterable[config_file.Network]) -> None:
+        if not self._config.vips_on_lo:
+            wanted = ()
         for phrase in await asyncio.to_thread(vips.apply, wanted, self._changes):
             log.info("%s", phrase)
 
@@ -241,7 +246,7 @@ class Agent:
             raise ConfigError(
                 str(self._path),
                 [
-                    Problem(f"$.{name}", "cannot change at a reload (only vips and allowed_sources can): restart")
+                    Problem(f"$.{name}", f"cannot change at a reload (only {', '.join(RELOADABLE)} can): restart")
                     for name in changed
                 ],
             )

@@ -23,6 +23,7 @@ class Guard(NamedTuple):
     vips: tuple[Network, ...]  # do not overlap
     allowed_sources: tuple[Network, ...] | None  # None: any
     own_addresses: tuple[str, ...]  # IPv4 addresses of this host
+    socket_namespaces: tuple[str, ...] = ()  # names or paths; the xdp engine looks for sockets there too
 
 
 class Engine(Protocol):

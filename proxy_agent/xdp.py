@@ -18,11 +18,12 @@ from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from glb import _bpf, pin
 from glb.errors import DeviceError
 from proxy_agent.changes import ENGINE, Changes
-from proxy_agent.config import AgentConfig, Network
+from proxy_agent.config import MAX_NAMESPACES, AgentConfig, Network
 from proxy_agent.decide import BY_NAME, REASONS
 from proxy_agent.engine import ENGINE_SYSCTLS, Guard
 
@@ -35,11 +36,13 @@ COUNT_RECALLED = len(REASONS)
 COUNT_BY_HOST = COUNT_RECALLED + 1
 COUNT_HOPS = COUNT_RECALLED + 2
 MAX_GUE_HOPS = 30
-MAX_NAMESPACES = 16
 SHORT_LIST = 4
 
 ASKED = ("established", "syn_cookie", "icmp_error", "last_resort", "bounce", "ttl")  # decided by a look-up
 ANY_SOURCE = (ip_network("0.0.0.0/0"),)
+NAMESPACES_EVERY_S = 2.0
+NETNS_DIR = "/run/netns"
+UNKNOWN_NSID = 0xFFFFFFFF
 COOKIES_FOR_S = 10.0  # cookies count as in use this long after the last one was seen to be sent
 NETSTAT = Path("/proc/net/netstat")
 _PRESENT = b"\1"
@@ -156,6 +159,9 @@ class XdpEngine:
         self._inherited = False  # the link is an earlier agent's, and pinned
         self._pinned = False
         self._judging = False
+        self._guard: Guard | None = None
+        self._namespaces: dict[str, int] = {}  # those that are there, with their ids
+        self._adopting = asyncio.Lock()
         self._cookies_sent = cookies_sent()  # what was sent before we came says nothing
         self._cookies_until = 0.0
 
@@ -193,13 +199,31 @@ class XdpEngine:
             # From the next packet on it is our program that judges.
             _bpf.replace_program(self._link, self._program.fd)
             log.info("took over the program of an earlier agent on %s", self._config.interface)
+        stack.callback(asyncio.create_task(self._follow_namespaces()).cancel)
         stack.callback(setattr, self, "_judging", False)
         self._judging = True
         log.info("XDP program attached to %s, %s mode", self._config.interface, self.mode)
 
     async def adopt(self, guard: Guard) -> None:
         assert self._program is not None
-        await asyncio.to_thread(self._program.adopt, guard)
+        async with self._adopting:
+            namespaces = await asyncio.to_thread(namespace_ids, guard.socket_namespaces)
+            for name in guard.socket_namespaces:
+                if name not in namespaces and (self._guard is None or name in self._namespaces):
+                    log.warning("socket_namespaces: there is no %s (yet)", name)
+            await asyncio.to_thread(self._program.adopt, guard, list(namespaces.values()))
+            self._guard, self._namespaces = guard, namespaces
+
+    async def _follow_namespaces(self) -> None:
+        """They come and go with containers, and a new one of the same name has another id."""
+        while True:
+            await asyncio.sleep(NAMESPACES_EVERY_S)
+            guard = self._guard
+            if guard is None or not guard.socket_namespaces:
+                continue
+            if await asyncio.to_thread(namespace_ids, guard.socket_namespaces) != self._namespaces:
+                await self.adopt(guard)
+                log.info("socket_namespaces: %s", ", ".join(self._namespaces) or "none is there")
 
     def settle(self) -> None:
         """Pin a link of our own."""
@@ -287,6 +311,31 @@ def cookies_sent() -> int:
         return int(numbers[names.index("SyncookiesSent")])
     except (OSError, ValueError, IndexError):
         return 0
+
+
+def namespace_ids(names: Iterable[str]) -> dict[str, int]:
+    """Ids by which this network namespace knows others, given by name or path; one that is not there is left out."""
+    found: dict[str, int] = {}
+    names = list(names)
+    if not names:
+        return found
+    with IPRoute() as ipr:
+        for name in names:
+            try:
+                fd = os.open(name if "/" in name else f"{NETNS_DIR}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                continue
+            try:
+                nsid = ipr.get_netnsid(fd=fd)["nsid"]
+                if nsid == UNKNOWN_NSID:
+                    ipr.set_netnsid(fd=fd)  # any free one
+                    nsid = ipr.get_netnsid(fd=fd)["nsid"]
+                found[name] = nsid
+            except (NetlinkError, OSError) as error:
+                log.warning("socket_namespaces: %s: %s", name, error)
+            finally:
+                os.close(fd)
+    return found
 
 
 def _kind(ifindex: int) -> str | None:

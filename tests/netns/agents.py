@@ -64,7 +64,7 @@ class Agent:
     def write_config(self, **keys: Any) -> None:
         """The configuration file, with these keys changed."""
         self.keys.update(keys)
-        # Strings, numbers and lists are written in TOML as in JSON.
+        # Strings, numbers, booleans and lists are written in TOML as in JSON.
         lines = [f"{key} = {json.dumps(value)}" for key, value in self.keys.items() if value is not None]
         self.config_path.write_text("\n".join(lines) + "\n")
 
@@ -333,12 +333,12 @@ def next_tunnel_packet(listener: socket.socket) -> bytes:
 
 
 @contextmanager
-def fleet() -> Iterator[Switch]:
+def fleet(mtu: int = 1500) -> Iterator[Switch]:
     """client, director, proxy1 and proxy2 on one switch; the client's way to the VIPs leads through the director.
 
     With GRO off at the switch, what an XDP program of a proxy redirects there would be lost (docs/operate/agent.md).
     """
-    with Switch("client", "director", "proxy1", "proxy2") as switch:
+    with Switch("client", "director", "proxy1", "proxy2", mtu=mtu) as switch:
         director = switch["director"]
         for name in ("proxy1", "proxy2"):
             switch.core.run("ethtool", "-K", name, "gro", "on")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from tests.netns.test_agent_life import (
     sysctls,
     vips_on_lo,
 )
+from tests.netns.test_agent_second_chance import tcp4
 from tests.netns.topology import Host, Switch, eventually
 
 pytestmark = [pytest.mark.netns, pytest.mark.bpf]
@@ -266,6 +269,74 @@ def test_no_packet_is_lost_while_the_agent_is_killed_and_restarted_under_traffic
     finally:
         receiver.close()
         director.close()
+
+
+def test_jumbo_frames_of_several_buffers_are_accepted_and_bounced(tmp_path: Path, bpffs: Path) -> None:
+    """At this MTU the kernel attaches only programs that know of such frames, and hands them over in pages."""
+    with fleet(mtu=9000) as net, ExitStack() as stack:
+        agents = [
+            Agent(net[name], tmp_path, engine="xdp", pin_dir=str(bpffs / "jumbo")) for name in ("proxy1", "proxy2")
+        ]
+        for agent in agents:
+            agent.start()
+            stack.callback(agent.detach)
+            stack.callback(agent.stop)
+        stack.callback(NamedServer(net["proxy2"], VIP4).close)
+        director = Director(net["director"], [net["proxy2"]])
+        stack.callback(director.close)
+        client = Client(net["client"], VIP4)
+        stack.callback(client.close)
+        director.lead(net["proxy1"], net["proxy2"])
+        for length in (1400, 3500, 5000, 8800):
+            assert client.ask("x" * length) == "proxy2: " + "x" * length
+        assert agents[0].counters()["bounce"] >= 4
+        assert "dropped" not in agents[1].log()
+
+
+def container(host: Host) -> Host:
+    """A network namespace behind the host that has VIP4; it goes with the host's namespace, but for its name."""
+    inside = Host("container", f"{host.namespace}-container", 77)
+    subprocess.run(["ip", "netns", "add", inside.namespace], check=True)
+    host.run("ip", "link", "add", "c0", "type", "veth", "peer", "name", "eth0", "netns", inside.namespace)
+    host.run("ip", "addr", "add", "10.98.0.1/24", "dev", "c0")
+    host.run("ip", "link", "set", "c0", "up")
+    host.sysctl("net/ipv4/conf/c0/forwarding", 1)
+    for command in (
+        "link set lo up",
+        "link set eth0 up",
+        "addr add 10.98.0.2/24 dev eth0",
+        f"addr add {VIP4}/32 dev lo",
+    ):
+        inside.run("ip", *command.split())
+    inside.run("ip", "route", "add", "default", "via", "10.98.0.1")
+    inside.run("ethtool", "-K", "eth0", "tx", "off")
+    host.run("ip", "route", "add", f"{VIP4}/32", "via", "10.98.0.2")
+    return inside
+
+
+def test_sockets_of_a_container_are_found_where_it_is_listed(net: Switch, agent: Agent) -> None:
+    inside = container(agent.host)
+    server = NamedServer(inside, VIP4)
+    director = Director(net["director"], [net["proxy1"], net["proxy2"]])
+    agent.write_config(vips_on_lo=False, socket_namespaces=["not-there", inside.namespace])
+    agent.start()
+    try:
+        assert "socket_namespaces: there is no not-there (yet)" in agent.log()
+        client = Client(net["client"], VIP4)
+        assert client.ask("hello") == "container: hello"
+        assert set(agent.counters()) == {"syn", "established"}
+        assert vips_on_lo(agent) == set()
+        agent.reload(socket_namespaces=[])
+        agent.mark()
+        director.send(director.encapsulate(tcp4(net["client"].ipv4, client.port, 0x10)))
+        eventually(lambda: agent.counters() == {"bounce": 1})
+        agent.reload(socket_namespaces=[f"/run/netns/{inside.namespace}"])
+        assert client.ask("again") == "container: again"
+        client.close()
+    finally:
+        server.close()
+        director.close()
+        subprocess.run(["ip", "netns", "del", inside.namespace], check=True)
 
 
 def test_second_agent_and_detach_are_refused_while_one_runs(agent: Agent) -> None:

@@ -40,8 +40,11 @@ def test_defaults() -> None:
         queue_num=19523,
         state_dir=Path("/run/glb-proxy-agent"),
         pin_dir=Path("/sys/fs/bpf/glb-proxy-agent"),
+        socket_namespaces=(),
+        vips_on_lo=True,
     )
     assert parsed(pin_dir="").pin_dir is None
+    assert problems(engine="netfilter", socket_namespaces=["web"]) == ["$.socket_namespaces: needs the xdp engine"]
 
 
 def test_the_three_formats_mean_the_same() -> None:
@@ -103,6 +106,9 @@ def test_admin_addresses(text: str, address: config.AdminAddress, private: bool)
         ),
         ("allowed_sources", ["host"], "$.allowed_sources[0]: 'host' is no IP address or prefix"),
         ("engine", "iptables", "$.engine: 'iptables' is no engine; expected auto, xdp or netfilter"),
+        ("socket_namespaces", ["a/b"], "$.socket_namespaces[0]: 'a/b' is neither a name nor an absolute path"),
+        ("socket_namespaces", ["x"] * 17, "$.socket_namespaces: at most 16 can be looked into"),
+        ("vips_on_lo", 1, "$.vips_on_lo: Expected `bool`, got `int`"),
         ("pin_dir", "bpf", "$.pin_dir: 'bpf' must be an absolute path in a BPF file system, or empty"),
         ("gue_port", 0, "$.gue_port: Expected `int` >= 1"),
         ("gue_port", 65536, "$.gue_port: Expected `int` <= 65535"),
