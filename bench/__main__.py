@@ -18,6 +18,7 @@ _BENCHMARKS = {
     "tables": "bench.tables",
     "live": "bench.live",
     "xdp": "bench.xdp",
+    "flat": "bench.flat",
     "agent": "bench.agent",
     "engines": "bench.table_engines",
 }

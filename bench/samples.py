@@ -99,6 +99,7 @@ class Fleet:
     tables: int = 1
     cidrs: int = 0  # how many of the addresses are bound by a /28 or /124 instead
     range_ports: int = 1000  # width of the port range that every other address has besides PORT; 0: none has
+    families: tuple[int, ...] = (4, 6)
 
     def vip(self, family: int, i: int) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
         # 16 apart, so that a /28 holds one of them; not in order, as addresses in use are not either.
@@ -118,8 +119,8 @@ class Fleet:
         return json.dumps({"tables": tables})
 
     def _binds(self, i: int) -> Iterator[dict[str, Any]]:
-        for family, bits in ((4, 28), (6, 124)):
-            vip = self.vip(family, i)
+        for family in self.families:
+            vip, bits = self.vip(family, i), {4: 28, 6: 124}[family]
             where = str(ipaddress.ip_network((vip, bits), strict=False)) if i < self.cidrs else str(vip)
             yield {"ip": where, "proto": "tcp", "port": PORT}
             if self.range_ports and i % 2:
