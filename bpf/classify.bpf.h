@@ -12,6 +12,7 @@
 
 #include "glb_layout.h"
 #include "glb_protocol.h"
+#include "ip_headers.h"
 
 #define ETHERNET_BYTES 14
 #define TAG_BYTES 4
@@ -23,28 +24,6 @@ enum verdict {
     PASS,      /* not ours: the host's stack */
     HAND_OVER, /* ours, for better or worse: the AF_XDP socket */
     ENCAPSULATE, /* ours and common: done here */
-};
-
-struct ipv4 {
-    __u8 version_ihl;
-    __u8 tos;
-    __be16 total_length;
-    __be16 id;
-    __be16 fragment;
-    __u8 ttl;
-    __u8 protocol;
-    __be16 checksum;
-    __be32 source;
-    __be32 destination;
-};
-
-struct ipv6 {
-    __be32 version_label;
-    __be16 payload_length;
-    __u8 next_header;
-    __u8 hop_limit;
-    __be32 source[4];
-    __be32 destination[4];
 };
 
 /* Where the next header starts, and where the IP packet ends, as offsets into the frame. */

@@ -12,6 +12,7 @@
 #include "glb_protocol.h"
 #include "glb_verdicts.h"
 #include "guard.bpf.h"
+#include "ip_headers.h"
 
 #define ETHERNET_BYTES 14
 #define IPV4_BYTES 20
@@ -34,28 +35,6 @@ enum {
     NOT_OURS = GLB_N_REASONS, /* no tunnel packet for this host */
     TRANSPORT,                /* nothing wrong so far: what follows decides */
     LOOK_UP,                  /* the flow's socket decides */
-};
-
-struct ipv4 {
-    __u8 version_ihl;
-    __u8 tos;
-    __be16 total_length;
-    __be16 id;
-    __be16 fragment;
-    __u8 ttl;
-    __u8 protocol;
-    __be16 checksum;
-    __be32 source;
-    __be32 destination;
-};
-
-struct ipv6 {
-    __be32 version_label;
-    __be16 payload_length;
-    __u8 next_header;
-    __u8 hop_limit;
-    __be32 source[4];
-    __be32 destination[4];
 };
 
 struct udp {
