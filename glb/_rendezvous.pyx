@@ -19,7 +19,7 @@ from _deep cimport DEEP, Deep, deep_order, keep_deep
 from _engines cimport CHUNK, GLB_KEPT, GLB_MAX_LANES, GLB_N_ENGINES, Entry, Room, compare_entries, glb_engine
 from _engines cimport glb_engine_runs, glb_engines, glb_ranked, known_of, room_bytes, room_in, write_head
 from _rowrules cimport GLB_BAD, GLB_PROMOTED, LIVE, MAX_HOPS, NEW, NONE, SKIPPED, USABLE
-from _rowrules cimport Backends, deciding, owners_row, row_of
+from _rowrules cimport Backends, deciding, row_of
 from _siphash cimport SipKey, sip_key, siphash24 as _siphash24
 from _weights cimport fill_log2, floor_factor, is_before, score_of, select_best
 
@@ -395,37 +395,6 @@ cdef class Order:
         for i in range(count):
             room.scores[i] = score_of(room.ranks[i], self.weight_of[i]) if self.weighted else room.ranks[i]
         row_of(room.order, deciding(room.scores, room.ranks, count, backends, room.order), backends, hops, glb2, at)
-
-    def owners(self, bytes kinds, array.array indexes, Py_ssize_t stride):
-        """Derived rows, all but the hops that may hold flows of their row replaced by NO_BACKEND -> array('H').
-
-        kinds: as `derive` takes them; indexes: what it gave.
-        """
-        cdef bytearray memory = bytearray(room_bytes(self.ranked.count))
-        cdef Room room = room_in(memory, self.ranked.count)
-        cdef Py_ssize_t count = self.ranked.count, keep = self.keep, row
-        cdef const uint8_t* kind = <const uint8_t*>kinds
-        cdef const uint16_t* head = self.heads.data.as_ushorts
-        cdef const uint16_t* hops = indexes.data.as_ushorts
-        cdef uint16_t* at
-        cdef array.array result
-        if len(kinds) != count:
-            raise ValueError(f"{len(kinds)} kinds for {count} backends")
-        if indexes.itemsize != 2 or stride < 1 or len(indexes) != self.n_rows * stride:
-            raise ValueError("the rows do not fit the order")
-        if any(count <= index < NONE for index in set(indexes)):
-            raise ValueError("the rows do not fit the backends")
-        result = array.clone(array.array("H"), self.n_rows * stride, False)
-        at = result.data.as_ushorts
-        with nogil:
-            for row in range(self.n_rows):
-                if not owners_row(head, known_of(head, keep), kind, hops, stride, at):
-                    self.order_row(&room, <uint32_t>row, count)
-                    owners_row(room.order, count, kind, hops, stride, at)
-                head += keep
-                hops += stride
-                at += stride
-        return result
 
 
 # ---- hashes

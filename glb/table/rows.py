@@ -88,13 +88,6 @@ class RowBuilder:
         indexes = self.order(table).derive(_kinds(table), hops, stride, table.row_rule == "glb2", _zones(table))
         return Rows(table.n_rows, hops, stride, indexes)
 
-    def owners(self, table: Table, rows: Rows) -> array[int]:
-        """`rows.indexes`, with NO_BACKEND for every hop that, by the table's states, holds no flows of its row.
-
-        What is left: the primary, draining backends that it displaced, and backends that a filling primary displaced.
-        """
-        return self.order(table).owners(_kinds(table), rows.indexes, rows.stride)
-
     def build_all(self, tables: TableSet) -> tuple[Rows, ...]:
         """The rows of every table of a set, in its order."""
         result = tuple(self.build(table) for table in tables.tables)

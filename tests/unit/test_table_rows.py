@@ -190,14 +190,6 @@ def test_derive_refuses_what_does_not_fit_the_order() -> None:
         order.derive(kinds, 1, 2, False, array("H", [1]))
 
 
-def test_owners_refuses_what_does_not_fit_the_order() -> None:
-    order = _rendezvous.Order(bytes(16), [bytes(4), b"\1\1\1\1"], 16, 2)
-    kinds = bytes([_rendezvous.KIND_USABLE] * 2)
-    for indexes in (array("H", bytes(2 * 31)), array("I", bytes(4 * 32)), array("H", [2] * 32)):
-        with pytest.raises(ValueError, match="the rows do not fit"):
-            order.owners(kinds, indexes, 2)
-
-
 def test_states_cover_every_kind() -> None:
     assert {state.value for state in State} == {"inactive", "filling", "active", "draining"}
     assert isinstance(table(["active"]), Table)
