@@ -74,6 +74,7 @@ static __always_inline int answers_cookie(struct xdp_md *ctx, struct tunnel *t, 
 {
     void *ip, *tcp = peek(ctx, t->tcp_at, TCP_BYTES);
 
+    count(GLB_COUNT_COOKIES_JUDGED);
     if (!tcp)
         return 0;
     if (t->family == 4) {
