@@ -31,7 +31,7 @@ MODULES = {
     "glb._xsk": ["xdp", "bpf"],
     "proxy_agent._verdict": [],
 }
-BPF_PROGRAMS = ["director", "second_chance"]
+BPF_PROGRAMS = ["director", "second_chance", "syncookie"]
 
 
 def source_of(module: str) -> str:

@@ -37,13 +37,15 @@ MACS = {AGENT: "02:98:00:00:00:02", PEER: "02:98:00:00:00:01", NEXT: "02:98:00:0
 QUEUE = 9524
 SYN, ACK = 0x02, 0x10
 
-# name -> (TCP flags, are the flows known, how long answers are remembered in ms, does the loop accept everything)
+# name -> (TCP flags, are the flows known, how long answers are remembered in ms, does the loop accept everything,
+# does the kernel judge SYN cookies)
 VARIANTS = {
-    "accept_everything": (ACK, True, 0, True),
-    "established_with_look_up": (ACK, True, 0, False),
-    "established_remembered": (ACK, True, 2000, False),
-    "syn": (SYN, True, 2000, False),
-    "bounce_with_look_up": (ACK, False, 2000, False),
+    "accept_everything": (ACK, True, 0, True, True),
+    "established_with_look_up": (ACK, True, 0, False, True),
+    "established_remembered": (ACK, True, 2000, False, True),
+    "syn": (SYN, True, 2000, False, True),
+    "bounce_with_look_up": (ACK, False, 2000, False, True),
+    "bounce_without_ebpf": (ACK, False, 2000, False, False),
 }
 
 FRAME_BYTES = 256  # of the ring; a tunnel packet with a bare ACK is 94 bytes with Ethernet
@@ -110,7 +112,7 @@ def _namespaces() -> Iterator[tuple[str, str]]:
 
 
 def _inside(peer_ns: str) -> dict[str, dict[str, float]]:
-    from proxy_agent import netfilter, tun
+    from proxy_agent import netfilter, syncookie, tun
     from proxy_agent._verdict import Engine, Settings
 
     for name, value in (("forwarding", 1), ("accept_local", 1), ("send_redirects", 0)):
@@ -133,20 +135,23 @@ def _inside(peer_ns: str) -> dict[str, dict[str, float]]:
 
     settings = Settings([VIP], None, [AGENT, VIP])
     tun_fd = tun.create(tun.device_name(QUEUE))
+    ifindex = socket.if_nametoindex("eth0")
+    cookies = syncookie.Program(ifindex)
     netfilter.install("eth0", GUE_PORT, QUEUE)
     rates: dict[str, list[float]] = {name: [] for name in VARIANTS}
     wall_rates: dict[str, list[float]] = {name: [] for name in VARIANTS}
     look_ups: dict[str, list[float]] = {name: [] for name in VARIANTS}
     try:
         for _ in range(ROUNDS):
-            for name, (flags, is_known, remember_ms, accept_all) in VARIANTS.items():
+            for name, (flags, is_known, remember_ms, accept_all, judged) in VARIANTS.items():
                 engine = Engine(
                     QUEUE,
-                    socket.if_nametoindex("eth0"),
+                    ifindex,
                     settings,
                     tun_fd,
                     remember_ms=remember_ms,
                     accept_all=accept_all,
+                    cookie_program=cookies.fd if judged else -1,
                 )
                 engine.open()
                 thread = threading.Thread(target=engine.run)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* What the second chance in the kernel shares with proxy_agent/xdp.py: reasons, counters, constants and settings.
+/* What the programs of the second chance share with proxy_agent: reasons, counters, constants, settings, questions.
  * tests/unit/test_agent_xdp_layout.py holds the two together, and the reasons to proxy_agent/decide.py.
  */
 #ifndef GLB_VERDICTS_H
@@ -45,6 +45,7 @@ enum glb_why {
 enum glb_counter {
     GLB_COUNT_RECALLED = GLB_N_REASONS, /* accepted from the memory of SYN cookies */
     GLB_COUNT_BY_HOST,                  /* bounced packets that the host's stack sends */
+    GLB_COUNT_COOKIES_JUDGED,           /* segments to a listener that might have answered a SYN cookie */
     GLB_COUNT_HOPS,                     /* bounced packets by position in the hop list, GLB_MAX_GUE_HOPS entries */
 };
 
@@ -85,6 +86,15 @@ static inline __u32 glb_filter_bit(__u32 address)
 {
     return address * 0x9e3779b1U >> 24;
 }
+
+/* A segment that may acknowledge a SYN cookie, as bpf/syncookie.bpf.c is asked about it. The fixed parts of its headers, in wire
+ * order: options and extension headers are left out. Of `ip`, IPv4 fills the first 20 bytes. */
+#define GLB_COOKIE_QUESTIONS 32 /* of one call: the answers are the bits of its return value */
+struct glb_cookie_question {
+    __u8 ip[40];
+    __u8 tcp[20];
+};
+_Static_assert(sizeof(struct glb_cookie_question) == 60, "glb_cookie_question is two headers without a gap");
 
 /* Keys of the two kinds of prefixes. */
 struct glb_prefix4 {

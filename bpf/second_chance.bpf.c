@@ -69,24 +69,69 @@ static __always_inline void count(__u32 which)
 
 /* -- sockets ------------------------------------------------------------------------------------------------------------------ */
 
-/* Whether the segment acknowledges a SYN cookie of the listener. */
-static __always_inline int answers_cookie(struct xdp_md *ctx, struct tunnel *t, void *listener)
-{
-    void *ip, *tcp = peek(ctx, t->tcp_at, TCP_BYTES);
+/* What a network namespace has for a flow. */
+enum {
+    NOTHING,
+    SOCKET,
+    COOKIE, /* a listener, and the segment acknowledges a SYN cookie of it */
+};
 
+static __always_inline int answers_cookie(struct xdp_md *ctx, __u32 family, __u32 inner_at, __u32 tcp_at, void *listener)
+{
+    void *ip, *tcp = peek(ctx, tcp_at, TCP_BYTES);
+
+    count(GLB_COUNT_COOKIES_JUDGED);
     if (!tcp)
         return 0;
-    if (t->family == 4) {
-        ip = peek(ctx, t->inner_at, IPV4_BYTES);
+    if (family == 4) {
+        ip = peek(ctx, inner_at, IPV4_BYTES);
         if (!ip)
             return 0;
         return bpf_tcp_check_syncookie(listener, ip, IPV4_BYTES, tcp, TCP_BYTES) == 0;
     }
-    ip = peek(ctx, t->inner_at, IPV6_BYTES);
+    ip = peek(ctx, inner_at, IPV6_BYTES);
     if (!ip)
         return 0;
     asm volatile("" ::: "memory"); /* clang would make one call of the two, with a length that the verifier cannot follow */
     return bpf_tcp_check_syncookie(listener, ip, IPV6_BYTES, tcp, TCP_BYTES) == 0;
+}
+
+/* `tcp_at`: offset of the segment that may answer a cookie; 0: there is none. */
+static __always_inline int look_into(struct xdp_md *ctx, struct flow *flow, __u32 inner_at, __u32 tcp_at, __u64 namespace)
+{
+    __u32 size = flow->family == 4 ? sizeof(flow->tuple.ipv4) : sizeof(flow->tuple.ipv6);
+    struct bpf_sock *socket = bpf_skc_lookup_tcp(ctx, &flow->tuple, size, namespace, 0);
+    int found = NOTHING;
+
+    if (!socket)
+        return NOTHING;
+    if (socket->state != STATE_LISTEN)
+        found = SOCKET;
+    else if (tcp_at && answers_cookie(ctx, flow->family, inner_at, tcp_at, socket))
+        found = COOKIE;
+    bpf_sk_release(socket);
+    return found;
+}
+
+/* The other namespaces whose sockets count. Not static: the verifier looks at it once, not per kind of packet. */
+__noinline int look_elsewhere(struct xdp_md *ctx, struct flow *flow, __u32 inner_at, __u32 tcp_at)
+{
+    const struct glb_agent_settings *settings = current_settings();
+
+    if (!settings || !flow)
+        return NOTHING;
+    inner_at &= MAX_AT; /* changes nothing, but tells the verifier */
+    tcp_at &= MAX_AT;
+    for (__u32 i = 0; i < GLB_MAX_NAMESPACES; i++) {
+        int found;
+
+        if (i >= settings->n_namespaces)
+            break;
+        found = look_into(ctx, flow, inner_at, tcp_at, (__u32)settings->namespaces[i]);
+        if (found != NOTHING)
+            return found;
+    }
+    return NOTHING;
 }
 
 /* Within 2 s of the flow's cookie: the segments that follow it in a burst come before the stack has made the socket. */
@@ -113,30 +158,16 @@ static __always_inline void remember_cookie(struct tunnel *t)
 
 static __always_inline __u32 look_up(struct xdp_md *ctx, struct tunnel *t)
 {
-    __u32 size = t->family == 4 ? sizeof(t->flow.tuple.ipv4) : sizeof(t->flow.tuple.ipv6);
-    const struct glb_agent_settings *settings = t->settings;
-    int may_be_cookie = (t->tcp_flags & (TCP_ACK | TCP_FIN | TCP_RST)) == TCP_ACK;
-    __u64 namespace = BPF_F_CURRENT_NETNS;
+    __u32 tcp_at = (t->tcp_flags & (TCP_ACK | TCP_FIN | TCP_RST)) == TCP_ACK ? t->tcp_at : 0;
+    int found = look_into(ctx, &t->flow, t->inner_at, tcp_at, BPF_F_CURRENT_NETNS);
 
-    for (__u32 i = 0; i <= GLB_MAX_NAMESPACES; i++) {
-        struct bpf_sock *socket;
-        __u32 state;
-
-        socket = bpf_skc_lookup_tcp(ctx, &t->flow.tuple, size, namespace, 0);
-        if (socket) {
-            state = socket->state;
-            if (state == STATE_LISTEN && may_be_cookie && answers_cookie(ctx, t, socket)) {
-                bpf_sk_release(socket);
-                remember_cookie(t);
-                return GLB_WHY_SYN_COOKIE;
-            }
-            bpf_sk_release(socket);
-            if (state != STATE_LISTEN)
-                return t->is_error ? GLB_WHY_ICMP_ERROR : GLB_WHY_ESTABLISHED;
-        }
-        if (i >= settings->n_namespaces || i >= GLB_MAX_NAMESPACES)
-            break;
-        namespace = (__u32)settings->namespaces[i];
+    if (found == NOTHING && t->settings->n_namespaces)
+        found = look_elsewhere(ctx, &t->flow, t->inner_at, tcp_at);
+    if (found == SOCKET)
+        return t->is_error ? GLB_WHY_ICMP_ERROR : GLB_WHY_ESTABLISHED;
+    if (found == COOKIE) {
+        remember_cookie(t);
+        return GLB_WHY_SYN_COOKIE;
     }
     if (!t->is_error && recall_cookie(t)) {
         count(GLB_COUNT_RECALLED);

@@ -7,6 +7,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport pread, write
 
 from glb._wire cimport load_be32
+from proxy_agent._cookie cimport *
 from proxy_agent._diag cimport *
 from proxy_agent._judge cimport first_look, fits_in_place, is_accept, second_look
 from proxy_agent._memory cimport Memory, follows_syn, in_time
@@ -51,6 +52,7 @@ cdef struct Loop:
     uint64_t bounced_to[256]           # by position in the hop list
     uint64_t look_ups
     uint64_t recalled                  # decided from memory, without a look-up
+    uint64_t cookies_judged            # segments to a listener that might have answered a SYN cookie
     uint64_t verdict_errors            # the kernel refused a verdict
     uint64_t overruns                  # the netlink socket lost packets
     uint32_t last_source[N_REASONS]    # outer source of the last packet dropped for a reason, host order
@@ -69,6 +71,8 @@ cdef struct Loop:
     uint32_t asked[MAX_BATCH]          # index of the packet's look-up
     uint64_t asked_tags[MAX_BATCH]     # by index of the look-up
     LookUps look_ups_of_batch
+    uint32_t asked_cookies[MAX_BATCH]  # index of the packet's question
+    CookieQuestions questions          # of the batch
 
 
 cdef inline uint32_t clock_ms() noexcept nogil:
@@ -137,13 +141,26 @@ cdef inline void conclude(Loop* loop, int i, Why why, int hop) noexcept nogil:
                                   verdict, packet, length)
 
 
+cdef inline Cookie recall_syn(Loop* loop, Memory* memory, int i, bint* watched, uint32_t now_ms) noexcept nogil:
+    """Where the kernel does not judge cookies: whether packet `i` follows a SYN of lately while the kernel sends cookies."""
+    if not follows_syn(memory, loop.tags[i], loop.tunnels[i].tcp_seq, now_ms):
+        return NO_COOKIE
+    if not loop.cookies and not watched[0]:
+        # The first cookies of a flood may be newer than what we know: ask before bouncing their answers away.
+        watched[0] = True
+        watch_cookies(loop, now_ms)
+    return VALID_COOKIE if loop.cookies else NO_COOKIE
+
+
 cdef inline void judge_batch(Loop* loop, const Guard* guard, Memory* memory, int n, uint32_t now_ms) noexcept nogil:
-    """Verdicts for the packets 0..n-1, in their order, with at most one round of questions to the kernel."""
+    """Verdicts for the packets 0..n-1, in their order, with at most two rounds of questions to the kernel: sockets, cookies."""
     cdef LookUps* look_ups = &loop.look_ups_of_batch
+    cdef CookieQuestions* questions = &loop.questions
     cdef int i, hop, state
     cdef uint32_t k
-    cdef bint maybe_cookie = False
-    look_ups.count = 0
+    cdef bint watched = False
+    cdef Cookie cookie
+    look_ups.count = questions.count = 0
     for i in range(n):
         loop.whys[i] = first_look(guard, memory, &loop.tunnels[i], loop.packets[i], loop.lengths[i], now_ms, &loop.tags[i])
         if loop.whys[i] == WHY_LOOK_UP:
@@ -154,21 +171,27 @@ cdef inline void judge_batch(Loop* loop, const Guard* guard, Memory* memory, int
                 k = ask_about(look_ups, &loop.tunnels[i].flow)
                 loop.asked_tags[k] = loop.tags[i]
             loop.asked[i] = k
-        elif loop.whys[i] == WHY_ESTABLISHED or loop.whys[i] == WHY_SYN_COOKIE or loop.whys[i] == WHY_ICMP_ERROR:
+        elif loop.whys[i] == WHY_ESTABLISHED or loop.whys[i] == WHY_ICMP_ERROR:
             loop.recalled += 1
     if look_ups.count:
         ask_kernel(look_ups)
         loop.look_ups += look_ups.count
+    if look_ups.count and questions.program_fd >= 0:
+        for i in range(n):
+            if (loop.whys[i] == WHY_LOOK_UP and look_ups.states[loop.asked[i]] == TCP_STATE_LISTEN
+                    and may_answer_cookie(&loop.tunnels[i])):
+                loop.asked_cookies[i] = ask_about_cookie(questions, &loop.tunnels[i])
+        ask_for_cookies(questions)
     for i in range(n):
         hop = -1
         if loop.whys[i] == WHY_LOOK_UP:
             state = look_ups.states[loop.asked[i]]
-            if state == TCP_STATE_LISTEN and not loop.cookies and not maybe_cookie:
-                # The first cookies of a flood may be newer than what we know: ask before bouncing their answers away.
-                maybe_cookie = follows_syn(memory, loop.tags[i], loop.tunnels[i].tcp_seq, now_ms)
-                if maybe_cookie:
-                    watch_cookies(loop, now_ms)
-            loop.whys[i] = second_look(guard, memory, &loop.tunnels[i], loop.tags[i], state, loop.cookies, now_ms,
+            cookie = NO_COOKIE
+            if state == TCP_STATE_LISTEN and may_answer_cookie(&loop.tunnels[i]):
+                loop.cookies_judged += 1
+                cookie = (questions.answers[loop.asked_cookies[i]] if questions.program_fd >= 0
+                          else recall_syn(loop, memory, i, &watched, now_ms))
+            loop.whys[i] = second_look(guard, memory, &loop.tunnels[i], loop.tags[i], state, cookie, now_ms,
                                        loop.remember_ms, &hop)
         conclude(loop, i, loop.whys[i], hop)
 

@@ -116,6 +116,7 @@ cdef struct Tunnel:
     uint8_t next_hop        # as received
     uint8_t n_hops
     uint8_t tcp_flags       # of the inner TCP segment; 0 for ICMP errors
+    uint32_t tcp_at         # offset of its header
     uint32_t tcp_seq        # host order
     bint is_error           # the flow is one that an ICMP error quotes
     Flow flow               # valid after WHY_LOOK_UP, and for TCP also after WHY_SYN
@@ -367,6 +368,7 @@ cdef inline Why read_inner(const Guard* guard, Tunnel* t, Cursor* cursor) noexce
         if tcp == NULL:
             return WHY_MALFORMED
         set_flow(&t.flow, t.family, destination, source, tcp + 2, tcp)
+        t.tcp_at = <uint32_t>(tcp - t.start)
         t.tcp_seq = load_be32(tcp + 4)
         t.tcp_flags = tcp[13]
         return WHY_SYN if t.tcp_flags & TCP_SYN else WHY_LOOK_UP

@@ -1,8 +1,8 @@
 """The second chance, one decision per tunnel packet: accept, bounce or drop. And the NFQUEUE loop that carries it out.
 
 In packet order: `first_look` (_judge.pxd) reads the packet (_tunnel.pxd) and recalls its flow (_memory.pxd); what is still open is
-asked of the kernel's socket table, a batch at once (_diag.pxd); `second_look` (_judge.pxd) turns the answer into a reason. `Engine`
-sets up the loop (_loop.pxd) that runs this over NFQUEUE (_nfqueue.pxd); `decide` runs it over one packet with a socket table of the
+asked of the kernel's socket table, a batch at once (_diag.pxd), and what reaches a listener of its judgement of SYN cookies
+(_cookie.pxd); `second_look` (_judge.pxd) turns the answers into a reason. `Engine` sets up the loop (_loop.pxd) that runs this over NFQUEUE (_nfqueue.pxd); `decide` runs it over one packet with a socket table of the
 caller's, for tests and for explaining. The per-packet code never raises and touches no Python object: one `with nogil` until
 somebody interrupts the loop.
 """
@@ -20,6 +20,7 @@ from posix.unistd cimport close
 
 from glb._siphash cimport sip_key
 from glb._wire cimport load_be16, store_be16
+from proxy_agent._cookie cimport *
 from proxy_agent._diag cimport *
 from proxy_agent._judge cimport *
 from proxy_agent._loop cimport *
@@ -36,6 +37,7 @@ STATES = {
     "none": TCP_STATE_NONE, "established": 1, "syn_sent": 2, "syn_recv": 3, "fin_wait1": 4, "fin_wait2": 5, "time_wait": 6,
     "close_wait": 8, "last_ack": 9, "listen": TCP_STATE_LISTEN, "closing": 11, "unknown": TCP_STATE_UNKNOWN,
 }
+_STATE_NAMES = {number: name for name, number in STATES.items()}
 DEFAULT_REMEMBER_MS = 2000
 
 # -- settings ----------------------------------------------------------------------------------------------------------
@@ -91,7 +93,8 @@ cdef class Settings:
 
 
 cdef class Recollection:
-    """The two tables of _memory.pxd, with a hash key of their own. `n_sets`, `n_slots`: their sizes, powers of two."""
+    """The tables of _memory.pxd, with a hash key of their own. `n_sets`, `n_slots`: their sizes, powers of two; `n_slots` 0: SYNs
+    are not remembered."""
 
     cdef Memory memory
 
@@ -99,25 +102,84 @@ cdef class Recollection:
         cdef bytes key = os.urandom(16)
         self.memory.key = sip_key(<const uint8_t*><char*>key)
         self.memory.recent = <RecentEntry*>calloc(n_sets * RECENT_WAYS, sizeof(RecentEntry))
-        self.memory.syns = <SynEntry*>calloc(n_slots, sizeof(SynEntry))
+        self.memory.cookies = <RecentEntry*>calloc(n_sets * RECENT_WAYS, sizeof(RecentEntry))
+        self.memory.syns = <SynEntry*>calloc(n_slots + 1, sizeof(SynEntry))
         self.memory.n_sets = n_sets
         self.memory.n_slots = n_slots
-        if self.memory.recent == NULL or self.memory.syns == NULL:
+        if self.memory.recent == NULL or self.memory.cookies == NULL or self.memory.syns == NULL:
             raise MemoryError()
 
     def __dealloc__(self):
         free(self.memory.recent)
+        free(self.memory.cookies)
         free(self.memory.syns)
+
+
+cdef class Sockets:
+    """The TCP sockets of this network namespace, as the engine asks for them, one flow at a time: call it like `decide` does."""
+
+    cdef LookUps* look_ups
+
+    def __init__(self, ifindex):
+        self.look_ups = <LookUps*>calloc(1, sizeof(LookUps))
+        if self.look_ups == NULL:
+            raise MemoryError()
+        prepare_look_ups(self.look_ups)
+        self.look_ups.ifindex = ifindex
+        self.look_ups.fd = open_netlink(NETLINK_SOCK_DIAG, 1 << 16, 1 << 16)
+        if self.look_ups.fd < 0:
+            raise DeviceError(f"cannot ask for TCP sockets (NETLINK_SOCK_DIAG): {describe(errno)}; the kernel needs CONFIG_INET_DIAG")
+
+    def __call__(self, int family, bytes local, uint16_t local_port, bytes remote, uint16_t remote_port):
+        """State of the flow's socket, a key of `STATES`. Addresses packed, ports in host order."""
+        cdef uint8_t ours[16]
+        cdef uint8_t theirs[16]
+        cdef uint8_t ports[4]
+        cdef Flow flow
+        memcpy(ours, <const char*>local, 4 if family == 4 else 16)
+        memcpy(theirs, <const char*>remote, 4 if family == 4 else 16)
+        store_be16(ports, local_port)
+        store_be16(ports + 2, remote_port)
+        set_flow(&flow, family, ours, theirs, ports, ports + 2)
+        self.look_ups.count = 0
+        ask_about(self.look_ups, &flow)
+        ask_kernel(self.look_ups)
+        return _STATE_NAMES[self.look_ups.states[0]]
+
+    def __dealloc__(self):
+        if self.look_ups != NULL:
+            if self.look_ups.fd >= 0:
+                close(self.look_ups.fd)
+            free(self.look_ups)
+
+
+def valid_cookies(int program_fd, uint32_t ifindex, questions):
+    """Which of up to 32 questions (struct glb_cookie_question, bytes) acknowledge a SYN cookie: a list of bool.
+
+    `program_fd`: bpf/syncookie.bpf.c. `ifindex`: the interface that the segments came in by. DeviceError if it does not run."""
+    cdef CookieFrame frame
+    cdef uint32_t answers = 0
+    memset(&frame, 0, sizeof(frame))
+    for i, question in enumerate(questions):
+        if i >= GLB_COOKIE_QUESTIONS or len(question) != sizeof(glb_cookie_question):
+            raise ValueError(f"at most {GLB_COOKIE_QUESTIONS} questions of {sizeof(glb_cookie_question)} bytes")
+        memcpy(&frame.questions[i], <const char*>question, sizeof(glb_cookie_question))
+    cdef int result = run_cookie_program(program_fd, ifindex, &frame, len(questions), &answers)
+    if result < 0:
+        raise DeviceError(f"the kernel does not run the SYN cookie program: {describe(-result)}")
+    return [bool(answers >> i & 1) for i in range(len(questions))]
 
 
 # -- the decision ------------------------------------------------------------------------------------------------------
 
 def decide(packet, Settings settings not None, sockets=None, *, Recollection recollection=None, cookies_in_use=False,
-           uint32_t now_ms=1, uint32_t remember_ms=0):
+           answers_cookie=None, uint32_t now_ms=1, uint32_t remember_ms=0):
     """Judge one tunnel packet (bytes from the outer IPv4 header on) as the engine does.
 
     `sockets(family, local, local_port, remote, remote_port)` answers for the kernel's TCP table: addresses as packed bytes, ports
-    in host order; it returns a key of `STATES`. Absent: no socket at all. `recollection` carries memory from call to call.
+    in host order; it returns a key of `STATES`. Absent: no socket at all. `answers_cookie(question)` answers for the kernel's SYN
+    cookies, a struct glb_cookie_question as bytes; absent: judged by the SYNs of `recollection` while `cookies_in_use`.
+    `recollection` carries memory from call to call.
     """
     # Exactly as long as the packet: AddressSanitizer notices a byte read beyond (GLB_CYTHON_DEBUG=1).
     cdef bytes given = bytes(packet)
@@ -126,6 +188,8 @@ def decide(packet, Settings settings not None, sockets=None, *, Recollection rec
     cdef Tunnel t
     cdef uint64_t tag = 0
     cdef int hop = -1, state = TCP_STATE_NONE
+    cdef glb_cookie_question question
+    cdef Cookie cookie = NO_COOKIE
     cdef Why why
     if buffer == NULL:
         raise MemoryError()
@@ -139,7 +203,12 @@ def decide(packet, Settings settings not None, sockets=None, *, Recollection rec
                 width = 4 if t.flow.family == 4 else 16
                 state = STATES[sockets(int(t.flow.family), bytes(t.flow.local[:width]), int(load_be16(t.flow.local_port_be)),
                                        bytes(t.flow.remote[:width]), int(load_be16(t.flow.remote_port_be)))]
-            why = second_look(&settings.guard, m, &t, tag, state, cookies_in_use, now_ms, remember_ms, &hop)
+            if state == TCP_STATE_LISTEN and may_answer_cookie(&t):
+                put_question(&question, &t)
+                if (answers_cookie((<const char*>&question)[:sizeof(question)]) if answers_cookie is not None
+                        else cookies_in_use and follows_syn(m, tag, t.tcp_seq, now_ms)):
+                    cookie = VALID_COOKIE
+            why = second_look(&settings.guard, m, &t, tag, state, cookie, now_ms, remember_ms, &hop)
         output = b""
         if why == WHY_BOUNCE:
             redirect(&t, hop)
@@ -161,7 +230,8 @@ cdef class Engine:
     """One NFQUEUE, judged in one thread: `open`, then `run` in a thread of its own until `stop`.
 
     `ifindex`: the interface that tunnel packets come in by. `tun_fd`: TUN device for inner packets that cannot go on in place, not
-    owned. `remember_ms`: how long a positive answer is believed (0: ask every time).
+    owned. `remember_ms`: how long a positive answer is believed (0: ask every time). `cookie_program`: bpf/syncookie.bpf.c, not
+    owned; -1: SYN cookies are judged by the SYNs that this engine remembers.
     """
 
     cdef Loop* loop
@@ -176,22 +246,23 @@ cdef class Engine:
         self.loop = <Loop*>calloc(1, sizeof(Loop))
         if self.loop == NULL:
             raise MemoryError()
-        self.loop.queue_fd = self.loop.wake_fd = self.loop.tun_fd = self.loop.netstat_fd = -1
+        self.loop.queue_fd = self.loop.wake_fd = self.loop.tun_fd = self.loop.netstat_fd = self.loop.questions.program_fd = -1
         self.loop.look_ups_of_batch.fd = -1
         self.loop.buffers = <uint8_t*>calloc(MAX_BATCH, RECEIVE_BYTES)
         if self.loop.buffers == NULL:
             raise MemoryError()
 
     def __init__(self, queue_num, ifindex, Settings settings not None, tun_fd=-1, *, remember_ms=DEFAULT_REMEMBER_MS, batch=MAX_BATCH,
-                 accept_all=False):
+                 accept_all=False, cookie_program=-1):
         self.queue_num = queue_num
         self.settings = settings
-        self.recollection = Recollection(RECENT_SETS, SYN_SLOTS)
+        self.recollection = Recollection(RECENT_SETS, SYN_SLOTS if cookie_program < 0 else 0)
         self.loop.tun_fd = tun_fd
         self.loop.batch = max(1, min(batch, MAX_BATCH))
         self.loop.remember_ms = remember_ms
         self.loop.accept_all = accept_all
-        self.loop.look_ups_of_batch.ifindex = ifindex
+        self.loop.look_ups_of_batch.ifindex = self.loop.questions.ifindex = ifindex
+        self.loop.questions.program_fd = cookie_program
         store_be16(<uint8_t*>&self.loop.queue_be, queue_num)
 
     def __dealloc__(self):
@@ -262,7 +333,7 @@ cdef class Engine:
             raise DeviceError(f"cannot bind NFQUEUE number {self.queue_num}: {describe(error)}; {hint}")
 
     def _open_netstat(self):
-        """SYN cookies show in SyncookiesSent. Without it the agent works, but bounces the answers to cookies."""
+        """SYN cookies show in SyncookiesSent. Without it an agent that judges them by remembered SYNs bounces their answers."""
         try:
             fd = os.open("/proc/thread-self/net/netstat", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -337,10 +408,11 @@ cdef class Engine:
         return str(ipaddress.IPv4Address(address)) if address else None
 
     def internals(self):
-        """Counters of the loop itself: look_ups, recalled, verdict_errors, overruns, and whether SYN cookies are in use."""
+        """Counters of the loop itself: look_ups, recalled, cookies_judged, verdict_errors, overruns; whether SYN cookies are in use."""
         return {
             "look_ups": self.loop.look_ups,
             "recalled": self.loop.recalled,
+            "cookies_judged": self.loop.cookies_judged,
             "verdict_errors": self.loop.verdict_errors,
             "overruns": self.loop.overruns,
             "syn_cookies_in_use": bool(self.loop.cookies),

@@ -260,6 +260,7 @@ class Agent:
             counters=self._engine.counters(),
             bounced_by_hop=self._engine.bounced_by_hop(),
             internals=self._engine.internals(),
+            cookie_judge=self._engine.cookie_judge,
             flows=flows_by_vip(self._settings),
             queue=self._engine.queue(),
             reload_failures=self._reload_failures,

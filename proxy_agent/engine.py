@@ -30,6 +30,7 @@ class Engine(Protocol):
     """In the order of use: `prepare`, `start`, then any number of `adopt`; what they set up is undone by the stack."""
 
     name: str
+    cookie_judge: str  # of SYN cookies, once prepared: "kernel", or "memory" (netfilter where eBPF is refused)
 
     async def prepare(self, stack: contextlib.AsyncExitStack) -> None:
         """Find out whether it works here: DeviceError, with the reason, before any packet depends on it."""

@@ -28,6 +28,7 @@ class Reading:
     queue: dict[str, int] = field(default_factory=dict)  # of the kernel's queue
     reload_failures: int = 0
     loaded_at: float = 0.0  # Unix time of the configuration in force
+    cookie_judge: str = "kernel"  # of engine.Engine
 
     def status(self) -> dict[str, object]:
         """The JSON of /status."""
@@ -40,6 +41,8 @@ class Reading:
             "counters": self.counters,
             "bounced_by_hop": {str(hop + 1): count for hop, count in self.bounced_by_hop.items()},
             "syn_cookies_in_use": bool(self.internals["syn_cookies_in_use"]),
+            "syn_cookie_judge": self.cookie_judge,
+            "syn_cookies_judged": self.internals["cookies_judged"],
             "queue": self.queue,
         }
 
@@ -118,6 +121,13 @@ class _Families(Collector):
             "1 while the kernel sends SYN cookies",
             value=r.internals["syn_cookies_in_use"],
         )
+        judged = CounterMetricFamily(
+            "glb_agent_syn_cookies_judged",
+            "Segments to a listener that might answer a SYN cookie, by who judges them: there is one judge at a time",
+            labels=["judge"],
+        )
+        judged.add_metric([r.cookie_judge], r.internals["cookies_judged"])
+        yield judged
         yield GaugeMetricFamily(
             "glb_agent_queue_packets", "Packets waiting in the queue", value=r.queue.get("waiting", 0)
         )

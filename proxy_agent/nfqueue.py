@@ -9,7 +9,8 @@ import os
 import threading
 from collections.abc import Callable
 
-from proxy_agent import netfilter, tun
+from glb.errors import DeviceError
+from proxy_agent import netfilter, syncookie, tun
 from proxy_agent._verdict import Engine as Loop
 from proxy_agent._verdict import Settings
 from proxy_agent.changes import ENGINE, Changes
@@ -43,13 +44,15 @@ class NetfilterEngine:
         self._warden = warden
         self._finish = finish
         self._loop: Loop | None = None
+        self.cookie_judge = "memory"
         self._judging = False
 
     async def prepare(self, stack: contextlib.AsyncExitStack) -> None:
         queue_num = self._config.queue_num
         tun_fd = await asyncio.to_thread(tun.create, tun.device_name(queue_num))
         stack.callback(os.close, tun_fd)
-        loop = Loop(queue_num, self._ifindex, Settings(self._config.vips), tun_fd)
+        cookie_program = await asyncio.to_thread(self._find_cookie_judge, stack)
+        loop = Loop(queue_num, self._ifindex, Settings(self._config.vips), tun_fd, cookie_program=cookie_program)
         loop.open()
         stack.callback(loop.close)
         self._loop = loop
@@ -77,6 +80,17 @@ class NetfilterEngine:
         in_force = self._loop.replace(Settings(guard.vips, guard.allowed_sources, guard.own_addresses))
         if self._judging:
             await asyncio.to_thread(in_force.wait, SETTINGS_WITHIN_S)
+
+    def _find_cookie_judge(self, stack: contextlib.AsyncExitStack) -> int:
+        """The program that knows SYN cookies; -1, and the reason in the log, where eBPF is not allowed."""
+        try:
+            program = syncookie.Program(self._ifindex)
+        except DeviceError as error:
+            log.warning("SYN cookies are judged by the SYNs that the agent remembers, not by the kernel: %s", error)
+            return -1
+        stack.callback(program.close)
+        self.cookie_judge = "kernel"
+        return program.fd
 
     def settle(self) -> None:
         """Nothing of it outlives the agent."""

@@ -34,7 +34,8 @@ PROGRAM = "glb_second_chance"
 # Of bpf/glb_verdicts.h; tests/unit/test_agent_xdp_layout.py compares.
 COUNT_RECALLED = len(REASONS)
 COUNT_BY_HOST = COUNT_RECALLED + 1
-COUNT_HOPS = COUNT_RECALLED + 2
+COUNT_COOKIES_JUDGED = COUNT_RECALLED + 2
+COUNT_HOPS = COUNT_RECALLED + 3
 MAX_GUE_HOPS = 30
 SHORT_LIST = 4
 
@@ -148,6 +149,7 @@ class XdpEngine:
     """One interface's program. What happens to it when the agent ends is decided by `pin_dir`."""
 
     name = "xdp"
+    cookie_judge = "kernel"
 
     def __init__(self, config: AgentConfig, ifindex: int, changes: Changes) -> None:
         self._config = config
@@ -280,6 +282,7 @@ class XdpEngine:
             "look_ups": sum(self._program.counters()[name] for name in ASKED),
             "recalled": self._program.count(COUNT_RECALLED),
             "by_host": self._program.count(COUNT_BY_HOST),
+            "cookies_judged": self._program.count(COUNT_COOKIES_JUDGED),
             "verdict_errors": 0,
             "overruns": 0,
             "syn_cookies_in_use": self._cookies_in_use(),

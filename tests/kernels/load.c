@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* The first and only program of a kernel under test: loads the director's eBPF program with each set of options that makes
- * another program of it, and prints what the verifier made of it, one line each. Ends the machine if it is its first process.
+/* The first and only program of a kernel under test: loads our eBPF programs, each with every set of options that makes another
+ * program of it, and prints what the verifier made of them, one line each. Ends the machine if it is its first process.
  *
- * load OBJECT; without arguments /director.bpf.o.
+ * load DIRECTORY; without arguments the objects are in /.
  */
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "glb_layout.h"
+#include "glb_verdicts.h"
 
 static const struct {
     const char *name;
@@ -25,6 +26,15 @@ static const struct {
     {"four fields", {.accelerate = 1, .hash_fields = 15, .ifindex = 1}},
     {"alternative row", {.accelerate = 1, .hash_fields = 1, .alt_hash_fields = 2, .ifindex = 1}},
     {"all fields, both", {.accelerate = 1, .hash_fields = 15, .alt_hash_fields = 15, .ifindex = 1}},
+};
+
+static const struct {
+    const char *name;
+    struct glb_agent_options options;
+} agent_variants[] = {
+    {"host sends", {.gue_port = 0x434c, .ifindex = 0}},
+    {"sends itself", {.gue_port = 0x434c, .ifindex = 1}},
+    {"redirects", {.gue_port = 0x434c, .ifindex = 1, .by_redirect = 1}},
 };
 
 static char log_text[1 << 16];
@@ -43,35 +53,43 @@ static int keep_log(enum libbpf_print_level level, const char *format, va_list a
 }
 
 /* The constants of the program, as glb/_bpf.pyx sets them. */
-static int set_options(struct bpf_object *object, const struct glb_options *options)
+static int set_options(struct bpf_object *object, const void *options, size_t size)
 {
     struct bpf_map *map;
+
+    if (!options)
+        return 0;
 
     bpf_object__for_each_map(map, object) {
         const char *name = bpf_map__name(map);
         size_t length = strlen(name);
 
         if (length > 7 && !strcmp(name + length - 7, ".rodata"))
-            return bpf_map__set_initial_value(map, options, sizeof *options);
+            return bpf_map__set_initial_value(map, options, size);
     }
     return -1;
 }
 
-static int load(const char *path, const char *release, const char *name, const struct glb_options *options)
+/* The program glb_<object> of <directory>/<object>.bpf.o. */
+static int load(const char *directory, const char *release, const char *what, const char *name, const void *options, size_t size)
 {
-    struct bpf_object *object = bpf_object__open_file(path, NULL);
+    struct bpf_object *object;
     struct bpf_prog_info info = {};
     __u32 length = sizeof info;
     struct bpf_program *program;
+    char path[4096], program_name[64];
 
-    if (!object || set_options(object, options) || bpf_object__load(object)) {
-        printf("REFUSED %s: %s\n%s\n", release, name, log_text);
+    snprintf(path, sizeof path, "%s/%s.bpf.o", directory, what);
+    snprintf(program_name, sizeof program_name, "glb_%s", what);
+    object = bpf_object__open_file(path, NULL);
+    if (!object || set_options(object, options, size) || bpf_object__load(object)) {
+        printf("REFUSED %s: %s, %s\n%s\n", release, what, name, log_text);
         log_used = 0;
         return 1;
     }
-    program = bpf_object__find_program_by_name(object, "glb_director");
+    program = bpf_object__find_program_by_name(object, program_name);
     bpf_obj_get_info_by_fd(bpf_program__fd(program), &info, &length);
-    printf("LOADED %-28s %-18s %6u instructions verified, %5u in the program, %6u bytes of machine code\n", release, name,
+    printf("LOADED %-28s %-13s %-18s %6u instructions verified, %5u in the program, %6u bytes of machine code\n", release, what, name,
            info.verified_insns, info.xlated_prog_len / 8, info.jited_prog_len);
     bpf_object__close(object);
     return 0;
@@ -79,7 +97,7 @@ static int load(const char *path, const char *release, const char *name, const s
 
 int main(int n, char **arguments)
 {
-    const char *path = n > 1 ? arguments[1] : "/director.bpf.o";
+    const char *directory = n > 1 ? arguments[1] : "";
     int refused = 0;
     struct utsname system;
 
@@ -88,7 +106,11 @@ int main(int n, char **arguments)
     libbpf_set_print(keep_log);
     uname(&system);
     for (size_t i = 0; i < sizeof variants / sizeof *variants; i++)
-        refused += load(path, system.release, variants[i].name, &variants[i].options);
+        refused += load(directory, system.release, "director", variants[i].name, &variants[i].options, sizeof variants[i].options);
+    for (size_t i = 0; i < sizeof agent_variants / sizeof *agent_variants; i++)
+        refused += load(directory, system.release, "second_chance", agent_variants[i].name, &agent_variants[i].options,
+                        sizeof agent_variants[i].options);
+    refused += load(directory, system.release, "syncookie", "", NULL, 0);
     printf("DONE %d refused\n", refused);
     fflush(stdout);
     if (getpid() == 1)

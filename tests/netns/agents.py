@@ -39,10 +39,14 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 class Agent:
-    """`glb-proxy-agent run` on a host, with an admin socket that tests reach from outside its namespace."""
+    """`glb-proxy-agent run` on a host, with an admin socket that tests reach from outside its namespace.
 
-    def __init__(self, host: Host, directory: Path, **keys: Any) -> None:
+    `prefix`: a command that runs it, such as setpriv.
+    """
+
+    def __init__(self, host: Host, directory: Path, prefix: Sequence[str] = (), **keys: Any) -> None:
         self.host = host
+        self.prefix = prefix
         self.directory = directory / f"agent-{host.name}"
         self.directory.mkdir(exist_ok=True)
         self.config_path = self.directory / "agent.toml"
@@ -80,6 +84,7 @@ class Agent:
         self.notified = self._notify_socket()
         with self.log_path.open("a") as log:
             self.process = self.host.start(
+                *self.prefix,
                 sys.executable,
                 "-m",
                 "proxy_agent.cli",

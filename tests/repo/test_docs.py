@@ -185,7 +185,7 @@ def director_metrics() -> dict[str, tuple[str, set[str]]]:
 
 
 def agent_metrics() -> dict[str, tuple[str, set[str]]]:
-    names = ("look_ups", "recalled", "by_host", "verdict_errors", "overruns", "syn_cookies_in_use")
+    names = ("look_ups", "recalled", "cookies_judged", "by_host", "verdict_errors", "overruns", "syn_cookies_in_use")
     internals = dict.fromkeys(names, 0)
     counters = {reason.name: 0 for reason in REASONS}
     return exposed(_Families(Reading("netfilter", counters, {0: 1}, internals, {"203.0.113.10": 0})))

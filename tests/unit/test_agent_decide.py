@@ -437,6 +437,59 @@ def test_syn_ack_begins_no_cookie() -> None:
     assert cookie_ack(memory) == "bounce"
 
 
+# The kernel judges them: `answers_cookie` stands for its answer.
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_kernel_is_asked_about_the_headers_of_an_ack_to_a_listener_and_of_nothing_else(family: int) -> None:
+    asked: list[bytes] = []
+
+    def answer(question: bytes) -> bool:
+        asked.append(question)
+        return len(asked) == 1
+
+    def verdict(inner: bytes, state: str) -> str:
+        return decide(p.tunnel(inner), SETTINGS, always(state), answers_cookie=answer).reason
+
+    ack = p.ip(*p.addresses(family), 6, p.tcp(ACK) + b"payload", options=b"\1" * 8 if family == 4 else b"")
+    header = ack[:20] + bytes(20) if family == 4 else ack[:40]
+    assert verdict(ack, "listen") == "syn_cookie"
+    assert asked == [header + p.tcp(ACK)]
+    assert verdict(ack, "listen") == "bounce"  # now the kernel says no
+    assert len(asked) == 2
+    for flags in (SYN, SYN | ACK, FIN | ACK, RST, RST | ACK, 0):
+        verdict(p.from_client(family, flags), "listen")
+    for state in ("none", "established", "time_wait", "unknown"):
+        verdict(ack, state)
+    verdict(p.icmp(family, 3, p.quoted(family)), "listen")
+    assert len(asked) == 2
+
+
+def test_what_follows_a_cookie_that_the_kernel_knows_is_accepted_for_two_seconds() -> None:
+    memory = Recollection(n_slots=0)  # of the engine when the kernel judges: no SYN is remembered
+
+    def verdict(flags: int, state: str, now_ms: int, valid: bool) -> str:
+        packet = p.tunnel(p.from_client(6, flags))
+        return decide(
+            packet,
+            SETTINGS,
+            always(state),
+            recollection=memory,
+            answers_cookie=lambda question: valid,
+            now_ms=now_ms,
+            remember_ms=2000,
+        ).reason
+
+    assert verdict(SYN, "listen", 1, False) == "syn"
+    assert verdict(ACK, "listen", 10, True) == "syn_cookie"
+    assert verdict(ACK, "listen", 11, False) == "syn_cookie"
+    assert verdict(FIN | ACK, "none", 12, False) == "syn_cookie"
+    assert verdict(ACK, "established", 13, False) == "established"  # the stack has made the socket
+    assert verdict(RST, "established", 14, False) == "established"
+    assert verdict(ACK, "none", 2009, False) == "syn_cookie"  # whatever became of it
+    assert verdict(ACK, "none", 2010, False) == "bounce"
+
+
 # -- vocabulary and fuzz -----------------------------------------------------------------------------------------------
 
 

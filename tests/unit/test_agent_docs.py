@@ -53,6 +53,7 @@ def test_every_metric_is_listed() -> None:
     internals = {
         "look_ups": 0,
         "recalled": 0,
+        "cookies_judged": 0,
         "verdict_errors": 0,
         "overruns": 0,
         "syn_cookies_in_use": 0,

@@ -6,7 +6,7 @@ import re
 from ipaddress import ip_network
 from pathlib import Path
 
-from proxy_agent import xdp
+from proxy_agent import syncookie, xdp
 from proxy_agent.decide import REASONS
 from proxy_agent.engine import Guard
 
@@ -31,6 +31,7 @@ def test_further_counters_follow_the_reasons() -> None:
 
 def test_structures_have_the_size_that_the_header_asserts() -> None:
     sizes = dict(re.findall(r"_Static_assert\(sizeof\(struct (\w+)\) == (\d+)", HEADER))
+    assert int(sizes["glb_cookie_question"]) == syncookie.QUESTION_BYTES
     assert len(xdp.options(19523, 3, by_redirect=True)) == int(sizes["glb_agent_options"])
     guard = Guard((ip_network("192.0.2.0/24"), ip_network("2001:db8::/32")), None, ("10.0.0.1",))
     assert len(xdp.settings(guard, [1, 2])) == int(sizes["glb_agent_settings"])
