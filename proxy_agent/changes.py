@@ -41,6 +41,7 @@ class _Record(msgspec.Struct):
     sysctls: dict[str, Sysctl] = {}  # by path below /proc/sys
     addresses: list[str] = []  # VIPs that we put on lo, as addresses (prefixes of full length)
     routes: list[str] = []  # VIPs that we made local by a route
+    clamped: list[int] = []  # address families (4, 6) with our MSS rules
 
 
 def this_host() -> str:
@@ -126,8 +127,25 @@ class Changes:
                 noted.remove(vip)
         self._save()
 
+    @property
+    def clamped(self) -> tuple[int, ...]:
+        return tuple(self._record.clamped)
+
+    def note_clamp(self, family: int) -> None:
+        """Before MSS rules of an address family are put in."""
+        if family not in self._record.clamped:
+            self._record.clamped.append(family)
+            self._save()
+
+    def forget_clamp(self, family: int) -> None:
+        """After they were taken out."""
+        if family in self._record.clamped:
+            self._record.clamped.remove(family)
+            self._save()
+
     def _save(self) -> None:
-        if not (self._record.sysctls or self._record.addresses or self._record.routes):
+        record = self._record
+        if not (record.sysctls or record.addresses or record.routes or record.clamped):
             self.path.unlink(missing_ok=True)
             return
         temporary = self.path.with_suffix(".json.new")

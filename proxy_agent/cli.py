@@ -51,7 +51,7 @@ def main() -> None:
 @config_option
 @reports_errors
 def run(path: Path) -> None:
-    """Run in the foreground until SIGTERM; SIGHUP reloads vips, allowed_sources and socket_namespaces.
+    """Run in the foreground until SIGTERM; SIGHUP reloads vips, allowed_sources, socket_namespaces, mss and hops.
 
     Example: glb-proxy-agent run --config /etc/glb/agent.toml
     """

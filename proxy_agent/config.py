@@ -16,7 +16,9 @@ import msgspec
 import yaml
 
 from glb.errors import ConfigError, Problem
-from glb.wire.gue import GUE_PORT
+from glb.wire.gue import GUE_PORT, MAX_GUE_HOPS, MAX_HOPS
+from glb.wire.mtu import LEAST_MSS_BYTES, MOST_MSS_BYTES
+from proxy_agent.mss import AUTOMATIC, FAMILIES, MssRule
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -29,6 +31,7 @@ ENGINES = ("auto", "xdp", "netfilter")
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 QueueNumber = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Hops = Annotated[int, msgspec.Meta(ge=1, le=1 + MAX_GUE_HOPS)]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 
 
@@ -65,6 +68,8 @@ class AgentConfig:
     state_dir: Path = Path(DEFAULT_STATE_DIR)
     socket_namespaces: tuple[str, ...] = ()  # names or paths; their sockets count as this host's
     vips_on_lo: bool = True
+    mss: MssRule = AUTOMATIC
+    hops: int = MAX_HOPS  # most that a tunnel packet lists, the first included
     pin_dir: Path | None = Path(DEFAULT_PIN_DIR)  # in a BPF file system; None: the program goes with the process
 
     def warnings(self) -> list[str]:
@@ -98,6 +103,8 @@ class _Keys(msgspec.Struct, forbid_unknown_fields=True):
     pin_dir: str = DEFAULT_PIN_DIR
     socket_namespaces: tuple[Text, ...] = ()
     vips_on_lo: bool = True
+    mss: str | int | dict[str, int] = "auto"
+    hops: Hops = MAX_HOPS
 
 
 KEYS: tuple[str, ...] = _Keys.__struct_fields__
@@ -176,6 +183,7 @@ def _build(values: dict[str, Any], problems: list[Problem]) -> AgentConfig | Non
     state_dir = checked("state_dir", _state_dir)
     pin_dir = checked("pin_dir", _pin_dir)
     namespaces = checked("socket_namespaces", _namespaces)
+    mss = checked("mss", _mss)
     if namespaces and engine == "netfilter":
         problems.append(Problem("$.socket_namespaces", "needs the xdp engine"))
     if problems:
@@ -192,6 +200,8 @@ def _build(values: dict[str, Any], problems: list[Problem]) -> AgentConfig | Non
         pin_dir=pin_dir,
         socket_namespaces=namespaces,
         vips_on_lo=values["vips_on_lo"],
+        mss=mss,
+        hops=values["hops"],
     )
 
 
@@ -290,3 +300,27 @@ def _pin_dir(text: str, problems: list[Problem]) -> Path | None:
     if text and not text.startswith("/"):
         problems.append(Problem("$.pin_dir", f"{text!r} must be an absolute path in a BPF file system, or empty"))
     return Path(text) if text else None
+
+
+def _mss(value: str | int | dict[str, int], problems: list[Problem]) -> MssRule:
+    """A number is for both families; of a table, a family that is left out is not clamped."""
+    if isinstance(value, str):
+        if value not in ("auto", "off"):
+            problems.append(
+                Problem("$.mss", f'{value!r}: expected "auto", "off", a number, or {{ipv4 = .., ipv6 = ..}}')
+            )
+        return MssRule(automatic=value == "auto")
+    if isinstance(value, int):
+        _check_mss(value, "$.mss", problems)
+        return MssRule(False, value, value)
+    for name, number in value.items():
+        if name in FAMILIES.values():
+            _check_mss(number, f"$.mss.{name}", problems)
+        else:
+            problems.append(Problem(f"$.mss.{name}", f"unknown key; known are {', '.join(FAMILIES.values())}"))
+    return MssRule(False, value.get("ipv4", 0), value.get("ipv6", 0))
+
+
+def _check_mss(number: int, path: str, problems: list[Problem]) -> None:
+    if number and not LEAST_MSS_BYTES <= number <= MOST_MSS_BYTES:
+        problems.append(Problem(path, f"{number} is no MSS: {LEAST_MSS_BYTES} to {MOST_MSS_BYTES}, or 0 for none"))

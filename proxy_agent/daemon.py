@@ -17,25 +17,27 @@ from pathlib import Path
 
 from glb import admin, systemd
 from glb.errors import ConfigError, DeviceError, GlbError, Problem
+from proxy_agent import clamp, netfilter, vips, xdp
 from proxy_agent import config as config_file
-from proxy_agent import netfilter, vips, xdp
 from proxy_agent._verdict import Settings
 from proxy_agent.changes import Changes, sole_agent
+from proxy_agent.clamp import Clamp
 from proxy_agent.config import AgentConfig
 from proxy_agent.decide import REASONS, Action
 from proxy_agent.engine import Engine, Guard
 from proxy_agent.flows import flows_by_vip
 from proxy_agent.metrics import Reading
+from proxy_agent.mss import FAMILIES
 from proxy_agent.nfqueue import NetfilterEngine
 from proxy_agent.warden import Warden, undo_engine
 from proxy_agent.xdp import XdpEngine
 
 log = logging.getLogger("glb-proxy-agent")
 
-RELOADABLE = ("vips", "allowed_sources", "socket_namespaces")
+RELOADABLE = ("vips", "allowed_sources", "socket_namespaces", "mss", "hops")
 DROP_CHECK_S = 5.0
 DROP_LOG_INTERVAL_S = 60.0  # one line per reason
-RTMGRP_IPV4_IFADDR = 0x10  # <linux/rtnetlink.h>
+RTMGRP_LINK, RTMGRP_IPV4_IFADDR = 0x1, 0x10  # <linux/rtnetlink.h>
 
 
 def run(path: Path) -> None:
@@ -50,7 +52,8 @@ def detach(config: AgentConfig) -> list[str]:
     with sole_agent(config.state_dir, config.interface):
         done = [f"XDP program taken off {config.interface}"] if xdp.detach(config) else []
         done += undo_engine(config.state_dir, config.interface)
-        return done + vips.remove(Changes(config.state_dir, config.interface))
+        changes = Changes(config.state_dir, config.interface)
+        return done + vips.remove(changes) + clamp.remove(config.interface, changes)
 
 
 class Agent:
@@ -62,6 +65,7 @@ class Agent:
         self._changes = Changes(config.state_dir, config.interface)
         self._settings = Settings(config.vips)
         self._warden = Warden(config.state_dir, config.interface, lock_fd)
+        self._clamp = Clamp()
         self._engine: Engine | None = None
         self._reload_failures = 0
         self._loaded_at = time.time()
@@ -100,7 +104,7 @@ class Agent:
             finally:
                 systemd.notify("STOPPING=1")
                 log.info("stopping")
-        log.info("stopped; VIPs stay on lo until `glb-proxy-agent detach`")
+        log.info("stopped; VIPs and the MSS clamp stay until `glb-proxy-agent detach`")
 
     def _announce(self) -> None:
         for warning in self._config.warnings():
@@ -116,8 +120,12 @@ class Agent:
         engine = await self._choose_engine(stack, ifindex)
         self._engine = engine
         await self._apply_vips(config.vips)
-        self._watch_addresses(stack)
-        await engine.start(stack, await self._guard())
+        self._watch_host(stack)
+        clamping = asyncio.create_task(self._clamp.apply(config, self._changes))  # half a second for two processes
+        try:
+            await engine.start(stack, await self._guard())
+        finally:
+            await clamping
         await self._adopt_addresses()  # those that came while it started
         if engine.name == "netfilter" and xdp.detach(config):
             log.warning("taken off %s: the XDP program of an agent with another engine", config.interface)
@@ -191,11 +199,11 @@ class Agent:
         if self._engine is not None and self._engine.judging:
             await self._engine.adopt(await self._guard())
 
-    def _watch_addresses(self, stack: contextlib.AsyncExitStack) -> None:
-        """An address of this host is no hop to bounce to, so notice when they change."""
+    def _watch_host(self, stack: contextlib.AsyncExitStack) -> None:
+        """An address of this host is no hop to bounce to, and the MSS follows from a link's MTU: notice changes."""
         loop = asyncio.get_running_loop()
         events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
-        events.bind((0, RTMGRP_IPV4_IFADDR))
+        events.bind((0, RTMGRP_LINK | RTMGRP_IPV4_IFADDR))
         stack.callback(events.close)
         changed = asyncio.Event()
 
@@ -211,6 +219,7 @@ class Agent:
                 changed.clear()
                 async with self._reloading:
                     await self._adopt_addresses()
+                    await self._clamp.apply(self._config, self._changes)
 
         loop.add_reader(events.fileno(), drain)
         stack.callback(loop.remove_reader, events.fileno())
@@ -227,6 +236,7 @@ class Agent:
                 # A VIP comes to lo before it is accepted, and is no longer accepted when it leaves.
                 await self._apply_vips({*self._config.vips, *new.vips})
                 self._config = new
+                await self._clamp.apply(new, self._changes, again=True)
                 await self._adopt_addresses()
                 await self._apply_vips(new.vips)
             except GlbError as error:
@@ -263,6 +273,8 @@ class Agent:
             cookie_judge=self._engine.cookie_judge,
             flows=flows_by_vip(self._settings),
             queue=self._engine.queue(),
+            mss={FAMILIES[family]: value for family, value in self._clamp.in_force.items()},
+            mss_problem=self._clamp.problem,
             reload_failures=self._reload_failures,
             loaded_at=self._loaded_at,
         )

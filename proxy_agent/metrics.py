@@ -26,6 +26,8 @@ class Reading:
     internals: dict[str, int]  # of the verdict loop
     flows: dict[str, int]  # live flows by VIP
     queue: dict[str, int] = field(default_factory=dict)  # of the kernel's queue
+    mss: dict[str, int] = field(default_factory=dict)  # by ipv4, ipv6; 0: not clamped
+    mss_problem: str | None = None  # why it is not, if it should be
     reload_failures: int = 0
     loaded_at: float = 0.0  # Unix time of the configuration in force
     cookie_judge: str = "kernel"  # of engine.Engine
@@ -44,6 +46,7 @@ class Reading:
             "syn_cookie_judge": self.cookie_judge,
             "syn_cookies_judged": self.internals["cookies_judged"],
             "queue": self.queue,
+            "mss": {**self.mss, "problem": self.mss_problem},
         }
 
     def prometheus(self) -> bytes:
@@ -140,6 +143,14 @@ class _Families(Collector):
         yield CounterMetricFamily(
             "glb_agent_verdict_errors", "Verdicts that the kernel refused", value=r.internals["verdict_errors"]
         )
+        clamp = GaugeMetricFamily(
+            "glb_agent_mss_clamp_bytes",
+            "Most that SYN+ACKs from the VIPs state as MSS; 0: not clamped",
+            labels=["family"],
+        )
+        for name in ("ipv4", "ipv6"):
+            clamp.add_metric([name], r.mss.get(name, 0))
+        yield clamp
         yield CounterMetricFamily(
             "glb_agent_reload_failures", "Configurations refused at a reload", value=r.reload_failures
         )

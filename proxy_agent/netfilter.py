@@ -4,28 +4,19 @@
     mangle  PREROUTING -> glb-agent-<interface> -> NFQUEUE --queue-num <n>
     each for: -i <interface> -p udp --dport <port> -m addrtype --dst-type LOCAL
 
-The chain's name is the mark by which a later process finds what an earlier one left: nothing else has to be
-remembered, and a second installation replaces the first. python-iptables keeps table handles for the life of a process,
-in the network namespace they were opened in: use this module in one namespace per process.
+Use this module in one network namespace per process (see xtables.py).
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from glb.errors import DeviceError
+from proxy_agent import xtables
 
 TABLES = ("raw", "mangle")
-PRESENT_TABLES = Path("/proc/net/ip_tables_names")  # legacy tables that this network namespace has
-LOCK_FILE = "/run/xtables.lock"  # the one that iptables itself takes
-LOCK_TIMEOUT_S = 10.0
+HOOK = "PREROUTING"
+INSTEAD = "A kernel with nf_tables alone needs the xdp engine"
 
 
 def chain_name(interface: str) -> str:
@@ -35,59 +26,40 @@ def chain_name(interface: str) -> str:
 
 def install(interface: str, port: int, queue_num: int) -> bool:
     """Put the rules in, replacing any that are there. Whether there were any (left by a process that was killed)."""
-    iptc = _load()
-    with _locked():
-        found = _remove(iptc, interface)
+    iptc = xtables.load()
+    with xtables.locked():
         # conntrack first: once packets are queued, none of them may have been tracked
-        _add_chain(iptc, "raw", interface, _raw_rule(iptc, interface, port))
+        in_raw = _replace(iptc, "raw", interface, _raw_rule(iptc, interface, port))
         # Packets are queued after this call.
-        _add_chain(iptc, "mangle", interface, _mangle_rule(iptc, interface, port, queue_num))
-    return found
+        in_mangle = _replace(iptc, "mangle", interface, _mangle_rule(iptc, interface, port, queue_num))
+    return in_raw or in_mangle
 
 
 def remove(interface: str) -> bool:
     """Take the rules out, all of them, however often they are there. Whether there were any."""
-    iptc = _load()
-    with _locked():
-        return _remove(iptc, interface)
+    iptc = xtables.load()
+    with xtables.locked():
+        # The mangle table first: what is queued must not be tracked.
+        found = [
+            xtables.remove_chain(iptc, _table(iptc, name), HOOK, chain_name(interface)) for name in reversed(TABLES)
+        ]
+    return any(found)
 
 
 def remove_left(interface: str) -> bool:
     """Like `remove`, on a host that may have no iptables at all. Asking loads no kernel module."""
-    try:
-        tables = PRESENT_TABLES.read_text().split()
-    except OSError:  # no legacy iptables in this kernel, or not yet
-        return False
-    return any(table in tables for table in TABLES) and remove(interface)
+    return xtables.present(TABLES) and remove(interface)
 
 
 def installed(interface: str) -> list[str]:
     """The tables in which our chain is."""
-    iptc = _load()
-    with _locked():
+    iptc = xtables.load()
+    with xtables.locked():
         return [name for name in TABLES if _table(iptc, name).is_chain(chain_name(interface))]
 
 
-def _load() -> ModuleType:
-    try:
-        import iptc  # type: ignore[import-untyped,unused-ignore]  # opens libiptc on import, so only where it is used
-    except Exception as error:  # whatever its ctypes loader meets
-        raise DeviceError(f"python-iptables does not load ({error}): apt-get install iptables") from error
-    module: ModuleType = iptc
-    return module
-
-
 def _table(iptc: ModuleType, name: str) -> Any:
-    """A fresh snapshot of the table, changed by one commit."""
-    try:
-        table = iptc.Table(name, autocommit=False)
-        table.refresh()
-    except iptc.IPTCError as error:
-        raise DeviceError(
-            f"no legacy iptables table {name!r} here ({error}): run as root, on a kernel with IP_NF_IPTABLES_LEGACY "
-            f"and IP_NF_{name.upper()}. A kernel with nf_tables alone needs the xdp engine"
-        ) from None
-    return table
+    return xtables.open_table(iptc, name, instead=INSTEAD)
 
 
 def _match(iptc: ModuleType, interface: str, port: int) -> Any:
@@ -112,63 +84,5 @@ def _mangle_rule(iptc: ModuleType, interface: str, port: int, queue_num: int) ->
     return rule
 
 
-def _add_chain(iptc: ModuleType, table_name: str, interface: str, rule: Any) -> None:
-    table = _table(iptc, table_name)
-    try:
-        chain = table.create_chain(chain_name(interface))
-        chain.append_rule(rule)
-        jump = iptc.Rule()
-        jump.create_target(chain.name)
-        # First in PREROUTING: a rule before ours could accept, mark or drop what only we understand.
-        iptc.Chain(table, "PREROUTING").insert_rule(jump, position=0)
-        table.commit()
-    except iptc.IPTCError as error:
-        raise DeviceError(f"iptables refuses our rule in table {table_name}: {error}") from None
-    finally:
-        table.refresh()
-
-
-def _remove(iptc: ModuleType, interface: str) -> bool:
-    found = False
-    name = chain_name(interface)
-    for table_name in reversed(TABLES):
-        table = _table(iptc, table_name)
-        try:
-            hook = iptc.Chain(table, "PREROUTING")
-            jumps = [rule for rule in hook.rules if rule.target is not None and rule.target.name == name]
-            for rule in jumps:
-                hook.delete_rule(rule)
-            if table.is_chain(name):
-                found = True
-                table.flush_entries(name)
-                table.delete_chain(name)
-            if found or jumps:
-                table.commit()
-        except iptc.IPTCError as error:
-            raise DeviceError(f"cannot remove chain {name} from table {table_name}: {error}") from None
-        finally:
-            table.refresh()
-    return found
-
-
-@contextmanager
-def _locked() -> Iterator[None]:
-    """The lock of the iptables tools: libiptc replaces a table as a whole, so two writers would lose rules."""
-    path = os.environ.get("XTABLES_LOCKFILE", LOCK_FILE)
-    try:
-        fd = os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise DeviceError(f"cannot open {path}: {error.strerror}; the netfilter engine runs as root") from None
-    try:
-        deadline = time.monotonic() + LOCK_TIMEOUT_S
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise DeviceError(f"another program has held {path} for {LOCK_TIMEOUT_S:g} s") from None
-                time.sleep(0.02)
-        yield
-    finally:
-        os.close(fd)
+def _replace(iptc: ModuleType, table_name: str, interface: str, rule: Any) -> bool:
+    return xtables.replace_chain(iptc, _table(iptc, table_name), HOOK, chain_name(interface), [rule], iptc.Rule())

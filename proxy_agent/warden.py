@@ -27,6 +27,13 @@ def undo_engine(state_dir: Path, interface: str) -> list[str]:
     return done + [f"sysctl {name.replace('/', '.')} restored" for name in restored]
 
 
+def own_environment() -> dict[str, str]:
+    """The environment in which `python -m proxy_agent...` finds the package that this process runs."""
+    package_root = str(Path(__file__).resolve().parent.parent)
+    search = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": search}
+
+
 class Warden:
     """The agent's side: starts the process and says goodbye to it."""
 
@@ -36,15 +43,13 @@ class Warden:
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        package_root = str(Path(__file__).resolve().parent.parent)
-        search = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "proxy_agent.warden",
             *self._arguments,
             stdin=asyncio.subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": search},
+            env=own_environment(),
             pass_fds=[self._lock_fd],
             start_new_session=True,  # a signal to the agent's terminal or session does not reach it
         )

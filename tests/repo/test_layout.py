@@ -15,7 +15,7 @@ import glb
 
 ROOT = Path(__file__).parent.parent.parent
 OURS = ("glb", "proxy_agent", "lab", "tests", "bench", "fuzz")
-PURE = ("glb.wire", "glb.table", "proxy_agent.decide")
+PURE = ("glb.wire", "glb.table", "proxy_agent.decide", "proxy_agent.mss")
 
 # Devices, clocks, files, and what pulls them in.
 IMPURE = frozenset(

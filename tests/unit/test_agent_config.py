@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from glb.errors import ConfigError
 from proxy_agent import config
 from proxy_agent.cli import main
+from proxy_agent.mss import MssRule
 
 LEAST = {"interface": "eth0", "vips": ["198.51.100.1"]}
 
@@ -42,6 +43,8 @@ def test_defaults() -> None:
         pin_dir=Path("/sys/fs/bpf/glb-proxy-agent"),
         socket_namespaces=(),
         vips_on_lo=True,
+        mss=MssRule(automatic=True),
+        hops=4,
     )
     assert parsed(pin_dir="").pin_dir is None
     assert problems(engine="netfilter", socket_namespaces=["web"]) == ["$.socket_namespaces: needs the xdp engine"]
@@ -178,3 +181,29 @@ def test_missing_file_is_one_message(tmp_path: Path) -> None:
 def test_every_command_has_an_example_in_its_help() -> None:
     for name, command in main.commands.items():
         assert f"Example: glb-proxy-agent {name}" in (command.help or "")
+
+
+@pytest.mark.parametrize(
+    "mss, mtu_bytes, hops, values",
+    [
+        ("auto", 1500, 2, {4: 1420, 6: 1400}),  # docs/operate/mtu.md
+        ("auto", 1500, 8, {4: 1396, 6: 1376}),
+        ("auto", 9000, 4, {4: 8912, 6: 8892}),
+        ("auto", 100, 4, {4: 88, 6: 88}),
+        ("off", 1500, 2, {4: 0, 6: 0}),
+        (1300, 1500, 2, {4: 1300, 6: 1300}),
+        ({"ipv6": 1380}, 1500, 2, {4: 0, 6: 1380}),
+    ],
+)
+def test_mss_is_computed_or_what_the_file_says(mss: object, mtu_bytes: int, hops: int, values: dict[int, int]) -> None:
+    assert parsed(mss=mss).mss.values(mtu_bytes, hops) == values
+
+
+def test_faults_of_the_mss_are_named() -> None:
+    assert problems(mss="1400") == ['$.mss: \'1400\': expected "auto", "off", a number, or {ipv4 = .., ipv6 = ..}']
+    assert problems(mss=50) == ["$.mss: 50 is no MSS: 88 to 65495, or 0 for none"]
+    assert problems(mss={"ipv4": -1, "v6": 1400}) == [
+        "$.mss.ipv4: -1 is no MSS: 88 to 65495, or 0 for none",
+        "$.mss.v6: unknown key; known are ipv4, ipv6",
+    ]
+    assert problems(hops=0) == ["$.hops: Expected `int` >= 1"]

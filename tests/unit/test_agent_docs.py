@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from proxy_agent import config, tun
+from proxy_agent import config, tcpmss, tun
 from proxy_agent.decide import REASONS
 from proxy_agent.engine import ENGINE_SYSCTLS
 from proxy_agent.metrics import Reading
@@ -69,4 +69,5 @@ def test_every_change_to_the_host_is_listed() -> None:
     for name, value in (*ENGINE_SYSCTLS, *((name, str(value)) for name, value in ARP_SYSCTLS.items())):
         assert f"{name.rpartition('/')[2]}={value}" in TEXT
     assert chain_name("<interface>") in TEXT
+    assert tcpmss.chain_name("<interface>") in TEXT
     assert tun.device_name(1)[:-1] in TEXT

@@ -1,0 +1,140 @@
+"""The MSS of SYN+ACKs from the VIPs: which value is in force, put in and taken out by a process per address family.
+
+The rules stay when the agent ends, whatever its engine: the xdp engine's program goes on judging, and new connections
+with it; and a restart of an agent of either engine should let no client hear of segments that do not fit.
+`glb-proxy-agent detach` takes them out. Where they cannot be had (a kernel with nf_tables alone) the agent works on,
+and says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterable
+
+from glb.errors import DeviceError
+from proxy_agent import tcpmss, vips
+from proxy_agent.changes import Changes
+from proxy_agent.config import AgentConfig, Network
+from proxy_agent.mss import FAMILIES
+from proxy_agent.warden import own_environment
+
+log = logging.getLogger("glb-proxy-agent")
+
+SIOCGIFMTU = 0x8921  # <linux/sockios.h>
+WITHIN_S = 30.0  # another program may hold the lock of the iptables tools for a while
+
+Wanted = tuple[int, tuple[str, ...]]  # MSS, VIPs; nothing to clamp: (0, ())
+
+
+class Clamp:
+    """What is clamped for the agent of one interface. One call of `apply` at a time."""
+
+    def __init__(self) -> None:
+        self.in_force: dict[int, int] = dict.fromkeys(FAMILIES, 0)  # MSS by address family; 0: not clamped
+        self._wanted: dict[int, Wanted | None] = dict.fromkeys(FAMILIES)  # of the last `apply`; None: none yet
+        self._problems: dict[int, str] = {}
+
+    @property
+    def problem(self) -> str | None:
+        """Why something is not clamped that should be."""
+        return "; ".join(f"{FAMILIES[family]}: {text}" for family, text in self._problems.items()) or None
+
+    async def apply(self, config: AgentConfig, changes: Changes, *, again: bool = False) -> None:
+        """Clamp what the configuration says and nothing else; with `again`, try anew what did not work before.
+
+        What the host refuses goes into `problem` and, when it is new, into the log.
+        """
+        try:
+            wanted = _wanted(config)
+        except DeviceError:  # the interface is gone: so are the packets
+            return
+        due = [
+            family
+            for family in FAMILIES
+            if (wanted[family] != self._wanted[family] or (again and family in self._problems))
+            and (wanted[family][0] or family in changes.clamped)  # else there is nothing to take out
+        ]
+        if not due:
+            return
+        for family in due:
+            self._wanted[family] = wanted[family]
+            changes.note_clamp(family)
+        errors = await asyncio.gather(*(_run(config.interface, family, *wanted[family]) for family in due))
+        before = self.problem
+        for family, error in zip(due, errors, strict=True):
+            self._problems.pop(family, None)
+            if error:
+                self._problems[family] = error
+            elif not wanted[family][0]:
+                changes.forget_clamp(family)
+            self.in_force[family] = 0 if error else wanted[family][0]
+        clamped = [f"{value} ({FAMILIES[family]})" for family, value in self.in_force.items() if value]
+        log.info("MSS of SYN+ACKs from the VIPs: %s", f"at most {', '.join(clamped)}" if clamped else "not clamped")
+        if self.problem and self.problem != before:
+            log.warning("the MSS of SYN+ACKs is NOT clamped: %s", self.problem)
+
+
+def remove(interface: str, changes: Changes) -> list[str]:
+    """Take out the rules that agents of this interface left. What was done, one phrase each; DeviceError."""
+    done = []
+    for family in changes.clamped:
+        ended = subprocess.run(
+            _command(interface, family, 0, ()),
+            env=own_environment(),
+            capture_output=True,
+            text=True,
+            timeout=WITHIN_S,
+            check=False,
+        )
+        if ended.returncode:
+            raise DeviceError(f"MSS rules of {FAMILIES[family]}: {ended.stderr.strip()}")
+        changes.forget_clamp(family)
+        done.append(f"MSS clamp of {FAMILIES[family]} removed")
+    return done
+
+
+def interface_mtu(interface: str) -> int:
+    """MTU of an interface in bytes; DeviceError if it is gone."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            answer = fcntl.ioctl(probe, SIOCGIFMTU, struct.pack("16si12x", interface.encode(), 0))
+        except OSError as error:
+            raise DeviceError(f"no MTU of interface {interface}: {error.strerror}") from None
+    return int(struct.unpack("16si12x", answer)[1])
+
+
+def _wanted(config: AgentConfig) -> dict[int, Wanted]:
+    values = config.mss.values(interface_mtu(config.interface), config.hops)
+    texts = {family: _texts(config.vips, family) for family in FAMILIES}
+    return {
+        family: (values[family], texts[family]) if values[family] and texts[family] else (0, ()) for family in FAMILIES
+    }
+
+
+def _texts(networks: Iterable[Network], family: int) -> tuple[str, ...]:
+    return tuple(vips.text(network) for network in networks if network.version == family)
+
+
+async def _run(interface: str, family: int, mss: int, texts: tuple[str, ...]) -> str | None:
+    """Why it did not work, or None."""
+    process = await asyncio.create_subprocess_exec(
+        *_command(interface, family, mss, texts), env=own_environment(), stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        _, said = await asyncio.wait_for(process.communicate(), WITHIN_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return f"not done within {WITHIN_S:g} s"
+    last_line = said.decode(errors="replace").strip().rpartition("\n")[2]
+    return (last_line or f"exit code {process.returncode}") if process.returncode else None
+
+
+def _command(interface: str, family: int, mss: int, texts: tuple[str, ...]) -> list[str]:
+    return [sys.executable, "-m", tcpmss.__name__, interface, str(family), str(mss), *texts]
