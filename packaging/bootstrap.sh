@@ -8,8 +8,8 @@ want=${1:-build}
 venv=.venv
 build_packages="gcc libc6-dev python3-dev python3-venv clang llvm libbpf-dev libxdp-dev libelf-dev zlib1g-dev
     linux-libc-dev libxtables12 libip4tc2 libip6tc2 libxtables-dev iptables"
-lab_packages="iproute2 bird2 nginx-light ethtool procps iputils-ping curl tcpdump"
-dev_packages="tshark bpftool"
+lab_packages="iproute2 bird2 nginx-light ethtool procps iputils-ping curl tcpdump iperf3"
+dev_packages="tshark bpftool haproxy nftables"
 
 packages=$build_packages
 [ "$want" = build ] || packages="$packages $lab_packages"

@@ -296,6 +296,10 @@ class Client:
         self._lines.flush()
         return self._lines.readline().decode().rstrip("\n")
 
+    def settimeout(self, seconds: float) -> None:
+        """From now on, wait for an answer so long only."""
+        self._socket.settimeout(seconds)
+
     def close(self) -> None:
         with suppress(OSError):
             self._lines.close()
