@@ -30,7 +30,7 @@ class Director:
 
         `path`: another object than the installed one, to compare the two.
         """
-        self.published = _publish(tables, ifindex)
+        self.published = _publish(tables)
         forwarding = self.published.forwarding
         path = path or Path(str(files("glb"))) / "bpf_objects" / "director.bpf.o"
         self._object = _bpf.BpfObject(path, forwarding.options(accelerate=True, ifindex=ifindex))
@@ -49,7 +49,7 @@ class Director:
         self._object.close()
 
 
-def _publish(tables: str, ifindex: int) -> Published:
+def _publish(tables: str) -> Published:
     table_set = parse_tables(tables, source="bench")
     made = compile_forwarding(
         table_set,
@@ -60,7 +60,7 @@ def _publish(tables: str, ifindex: int) -> Published:
         memory=_bpf.SharedArrays,
     )
     for address in made.backends():
-        made.forwarding.set_next_hop(address.packed, samples.GATEWAY_MAC, samples.PATH_MTU_BYTES, ifindex)
+        made.forwarding.set_next_hop(address.packed, samples.GATEWAY_MAC, samples.PATH_MTU_BYTES)
     return made
 
 

@@ -285,51 +285,64 @@ static __always_inline void write_front(__u64 *front, const struct packet *packe
     *(__u16 *)&front[6] = further << 8;
 }
 
-/* Makes room and writes the front. 0, or -1: nothing is changed; the Cython path shall drop and count it, or answer it. */
-static __always_inline int put_front(struct xdp_md *ctx, const struct packet *packet, const struct glb_backend *primary, __u64 hash,
-                                     __u32 further)
+/* Whether what leaves by another interface can be sent from here. */
+static __always_inline int can_redirect(const struct glb_generation *generation, __u64 next_hop)
+{
+    return next_hop >> GLB_NEXT_HOP_KNOWN_BIT & 1 && generation->egresses[next_hop >> GLB_NEXT_HOP_EGRESS_BIT].redirects;
+}
+
+/* Makes room and writes the front. The egress, or -1: nothing is changed; the Cython path shall send it, drop and count it, or
+ * answer it. */
+static __always_inline int put_front(struct xdp_md *ctx, const struct glb_generation *generation, const struct packet *packet,
+                                     const struct glb_backend *primary, __u64 hash, __u32 further)
 {
     __u32 overhead = OVERHEAD_BYTES + 4 * further, outer_length = overhead + packet->ip_length;
-    __u64 next_hop = primary->next_hop;
+    __u64 next_hop = primary->next_hop, egress = next_hop >> GLB_NEXT_HOP_EGRESS_BIT;
     void *data;
 
-    if (!(next_hop >> GLB_NEXT_HOP_KNOWN_BIT & 1) || outer_length > primary->mtu_bytes
-        || bpf_xdp_adjust_head(ctx, -(int)overhead))
+    if (next_hop >> GLB_NEXT_HOP_KNOWN_BIT != 1 && !can_redirect(generation, next_hop)) /* 1: known, and no other interface */
+        return -1;
+    if (outer_length > primary->mtu_bytes || bpf_xdp_adjust_head(ctx, -(int)overhead))
         return -1;
     data = (void *)(long)ctx->data;
-    if (data + FRONT_BYTES <= (void *)(long)ctx->data_end) /* as the received frame was longer than that */
+    if (data + FRONT_BYTES <= (void *)(long)ctx->data_end) { /* as the received frame was longer than that */
         write_front(data, packet, primary, next_hop, hash, further, outer_length);
-    return 0;
+        if (egress)
+            __builtin_memcpy(data + 6, generation->egresses[egress].source_mac, 6);
+    }
+    return egress;
 }
 
 /* Counts the frame of `received` bytes, and sends it. */
-static __always_inline int send_to(const struct glb_backend *primary, __u64 received)
+static __always_inline int send_to(struct xdp_md *ctx, const struct glb_generation *generation, const struct glb_backend *primary,
+                                   __u64 received, __u32 egress)
 {
-    __u32 counter = primary->counter, ifindex = primary->ifindex;
+    __u32 counter = primary->counter;
     struct glb_count *counted = bpf_map_lookup_elem(&glb_backend_counts, &counter);
 
     if (counted) {
         counted->packets += 1;
         counted->bytes += received;
     }
-    return ifindex == glb_options.ifindex ? XDP_TX : bpf_redirect(ifindex, 0);
+    if (egress)
+        return bpf_redirect(generation->egresses[egress & (GLB_MAX_EGRESSES - 1)].ifindex, 0);
+    /* volatile: else clang merges this load with that of another field, from a computed address, which verifiers refuse. */
+    return glb_options.ifindex ? XDP_TX : bpf_redirect(*(volatile __u32 *)&ctx->ingress_ifindex, 0);
 }
 
 /* As encapsulate(), with at most one further hop: nothing to list. */
-static __always_inline int encapsulate_pair(struct xdp_md *ctx, const struct packet *packet, const struct glb_backend *primary,
-                                            const struct glb_backend *secondary, __u64 hash)
+static __always_inline int encapsulate_pair(struct xdp_md *ctx, const struct glb_generation *generation, const struct packet *packet,
+                                            const struct glb_backend *primary, const struct glb_backend *secondary, __u64 hash)
 {
     __u64 received = (void *)(long)ctx->data_end - (void *)(long)ctx->data;
-    void *data;
+    int egress = put_front(ctx, generation, packet, primary, hash, secondary ? 1 : 0);
+    void *data = (void *)(long)ctx->data;
 
-    if (!secondary)
-        return put_front(ctx, packet, primary, hash, 0) ? -1 : send_to(primary, received);
-    if (put_front(ctx, packet, primary, hash, 1))
+    if (egress < 0)
         return -1;
-    data = (void *)(long)ctx->data;
-    if (data + FRONT_BYTES + 4 <= (void *)(long)ctx->data_end)
+    if (secondary && data + FRONT_BYTES + 4 <= (void *)(long)ctx->data_end)
         *(__u32 *)(data + FRONT_BYTES) = *(const __u32 *)secondary->address;
-    return send_to(primary, received);
+    return send_to(ctx, generation, primary, received, egress);
 }
 
 /* XDP action, or -1 as of put_front(). */
@@ -340,8 +353,8 @@ static __always_inline int encapsulate(struct xdp_md *ctx, const struct glb_gene
     const struct glb_backend *primary;
     __u16 hops[MAX_LIST];
     const __u16 *row;
+    int egress, n;
     void *data;
-    int n;
 
     row = row_of(table, hash);
     if (!row || row[0] == GLB_NO_HOP)
@@ -349,8 +362,8 @@ static __always_inline int encapsulate(struct xdp_md *ctx, const struct glb_gene
     primary = backend_of(generation, table, row[0]);
     if (!glb_options.alt_hash_fields && table->stride == 2) {
         if (row[1] == GLB_NO_HOP)
-            return encapsulate_pair(ctx, packet, primary, 0, hash);
-        return encapsulate_pair(ctx, packet, primary, backend_of(generation, table, row[1]), hash);
+            return encapsulate_pair(ctx, generation, packet, primary, 0, hash);
+        return encapsulate_pair(ctx, generation, packet, primary, backend_of(generation, table, row[1]), hash);
     }
     n = list_row(table, row, hops, 0, 1);
     if (glb_options.alt_hash_fields) {
@@ -359,7 +372,10 @@ static __always_inline int encapsulate(struct xdp_md *ctx, const struct glb_gene
             return -1;
         n = list_row(table, row, hops, n, table->keep_duplicates);
     }
-    if (n < 1 || n > MAX_LIST || put_front(ctx, packet, primary, hash, n - 1))
+    if (n < 1 || n > MAX_LIST)
+        return -1;
+    egress = put_front(ctx, generation, packet, primary, hash, n - 1);
+    if (egress < 0)
         return -1;
     data = (void *)(long)ctx->data;
 #pragma unroll
@@ -370,7 +386,7 @@ static __always_inline int encapsulate(struct xdp_md *ctx, const struct glb_gene
             break;
         *hop = *(const __u32 *)backend_of(generation, table, hops[i])->address;
     }
-    return send_to(primary, received);
+    return send_to(ctx, generation, primary, received, egress);
 }
 
 static __always_inline int hand_over(struct xdp_md *ctx)

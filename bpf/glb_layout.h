@@ -30,6 +30,8 @@
 #define GLB_BANK_CHUNKS 512    /* chunks that one generation can have; the next one uses the other bank of map slots */
 #define GLB_NO_HOP 0xffff      /* unused entry of a row */
 #define GLB_NEXT_HOP_KNOWN_BIT 48
+#define GLB_NEXT_HOP_EGRESS_BIT 56 /* and up: index into glb_generation.egresses */
+#define GLB_MAX_EGRESSES 256 /* what 8 bits count */
 
 /* What becomes of a frame that a director receives; each but the first two is a reason to drop it, and has a counter. */
 enum glb_verdict {
@@ -39,7 +41,7 @@ enum glb_verdict {
     GLB_DROP_TRUNCATED,  /* shorter than its own length fields say, or ports cut off */
     GLB_DROP_FRAGMENT,   /* a later fragment where ports would be needed to choose the proxy */
     GLB_DROP_TOO_BIG,    /* the tunnel packet would not fit the path to the proxy: MTU of the core too small */
-    GLB_DROP_NO_NEXT_HOP, /* no route to the proxy by this interface, or its gateway does not answer ARP */
+    GLB_DROP_NO_NEXT_HOP, /* no route to the proxy, or its gateway does not answer ARP */
     GLB_DROP_NO_BACKEND, /* the row names no proxy; cannot be built, kept as a guard */
     GLB_DROP_STALE_BIND, /* the kernel still classified by the binds before a reload */
     GLB_N_VERDICTS
@@ -65,13 +67,22 @@ struct glb_prefix {
 };
 
 struct glb_backend {
-    __u64 next_hop;    /* MAC address in memory order in the low 48 bits, bit 48 set when known; one aligned store changes it */
+    __u64 next_hop;    /* MAC address in memory order in the low 48 bits, bit 48 set when known, egress in the high 8; one aligned
+                        * store changes it */
     __u32 mtu_bytes;   /* of the path to it, for the tunnel packet's IP length */
     __u32 address_sum; /* the address as two 16-bit words, added: its share of the header checksum */
     __u8 address[4];   /* wire order */
     __u32 counter;     /* index of its counters */
-    __u32 ifindex;     /* interface that its tunnel packets leave by */
-    __u32 reserved;
+    __u32 reserved[2];
+};
+
+/* An interface that tunnel packets leave by; 0 stands for the one that their packets came in by, and is not filled in. While a
+ * next hop names an entry it does not change. */
+struct glb_egress {
+    __u32 ifindex;
+    __u8 source_mac[6];
+    __u8 redirects; /* flag: its driver takes what an XDP program redirects; else the AF_XDP worker sends */
+    __u8 reserved[5];
 };
 
 struct glb_table {
@@ -94,6 +105,7 @@ struct glb_generation {
     __u8 lengths[2][GLB_MAX_LENGTHS];    /* [0] IPv4, [1] IPv6: prefix lengths of 128, longest first, ended by 0xff */
     __u8 reserved[36];
     struct glb_table tables[GLB_MAX_TABLES];
+    struct glb_egress egresses[GLB_MAX_EGRESSES];
     struct glb_backend backends[GLB_MAX_BACKENDS];
     struct glb_prefix slots[GLB_PREFIX_SLOTS];
     struct glb_segment segments[GLB_MAX_SEGMENTS];
@@ -110,7 +122,7 @@ struct glb_options {
     __u32 hash_fields;     /* bits: source address 1, destination address 2, source port 4, destination port 8 */
     __u32 alt_hash_fields; /* 0: no alternative row */
     __u32 fixed_sum;       /* checksum words that every outer header shares */
-    __u32 ifindex;         /* packets that leave by this interface are sent by XDP_TX, others redirected */
+    __u32 ifindex;         /* 0: what leaves by the interface it came in by is redirected there, too; else sent by XDP_TX */
     __u32 reserved;
     __u64 front[5];        /* the first bytes of every frame sent, as words in memory order; 0 where they vary */
 };
@@ -124,6 +136,7 @@ struct glb_count {
 _Static_assert(sizeof(struct glb_prefix) == 64, "glb_prefix is a cache line");
 _Static_assert(sizeof(struct glb_segment) == 12, "glb_segment has no holes");
 _Static_assert(sizeof(struct glb_backend) == 32, "glb_backend has no holes");
+_Static_assert(sizeof(struct glb_egress) == 16, "glb_egress has no holes");
 _Static_assert(sizeof(struct glb_table) == 40, "glb_table has no holes");
 _Static_assert(sizeof(struct glb_options) == 64, "glb_options has no holes");
 _Static_assert(__builtin_offsetof(struct glb_generation, tables) == 320, "glb_generation has no holes");

@@ -6,9 +6,11 @@ from libc.string cimport memcpy, memset
 from glb._fastpath cimport (
     GLB_CHUNK_ROWS, GLB_MAX_STRIDE, GLB_MAX_TAGS,
     GLB_DROP_NO_BACKEND, GLB_DROP_NO_NEXT_HOP, GLB_DROP_TOO_BIG, GLB_FORWARD, GLB_MAX_BACKENDS,
-    GLB_NEXT_HOP_KNOWN_BIT, GLB_NO_HOP, HASH_DST_ADDR, HASH_DST_PORT,
+    GLB_NEXT_HOP_EGRESS_BIT, GLB_NEXT_HOP_KNOWN_BIT, GLB_NO_HOP, HASH_DST_ADDR, HASH_DST_PORT,
     HASH_SRC_ADDR, HASH_SRC_PORT, MAX_LIST, MESSAGE_BYTES, MTU_UNKNOWN, Counters, Packet, Plan, Table, glb_backend,
 )
+from glb._machine cimport unlikely
+from glb._parse cimport ETHERNET_BYTES
 from glb._siphash cimport siphash, siphash24
 from glb._wire cimport (
     GLB_ETH_P_IP, GLB_GUE_PORT, GLB_OUTER_TTL, GLB_PROTO_UDP, GLB_SOURCE_PORT_BASE, fold_checksum, store_be16,
@@ -103,6 +105,7 @@ cdef inline uint8_t encapsulate(const Plan* plan, Packet* packet, Counters* coun
     cdef const Table* table = &plan.tables[packet.table]
     cdef uint16_t hops[MAX_LIST]
     cdef int n = list_hops(plan, table, packet, hops)
+    packet.egress = 0
     if n == 0:
         return GLB_DROP_NO_BACKEND
     cdef const glb_backend* primary = &table.backends[hops[0]]
@@ -122,7 +125,12 @@ cdef inline uint8_t encapsulate(const Plan* plan, Packet* packet, Counters* coun
     cdef uint32_t i
     # The VLAN tags stay: copied before the front overwrites them, and if there are none, overwritten by it.
     memcpy(ethernet + 12, packet.frame + 12, GLB_MAX_TAGS * 4)
-    if plan.source_from_frame:
+    if unlikely(next_hop >> GLB_NEXT_HOP_EGRESS_BIT):
+        # Tags are the trunk's that the frame came in by: they do not go to another interface.
+        packet.egress = next_hop >> GLB_NEXT_HOP_EGRESS_BIT
+        ethernet = ip - ETHERNET_BYTES
+        memcpy(ethernet + 6, plan.generation.egresses[packet.egress].source_mac, 6)
+    elif plan.source_from_frame:
         # The front ends where the frame's own Ethernet header did: copy its destination before that is overwritten.
         memcpy(ethernet + 6, packet.frame, 6)
     else:
@@ -152,7 +160,7 @@ cdef inline uint8_t encapsulate(const Plan* plan, Packet* packet, Counters* coun
     counters.tables[2 * packet.table] += 1
     counters.tables[2 * packet.table + 1] += packet.length
     counters.backends[primary.counter & (GLB_MAX_BACKENDS - 1)] += 1
-    packet.length += overhead
+    packet.length += packet.frame - ethernet
     packet.frame = ethernet
     packet.sends = True
     return GLB_FORWARD

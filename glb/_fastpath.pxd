@@ -24,6 +24,8 @@ cdef extern from "glb_layout.h" nogil:
         GLB_BANK_CHUNKS
         GLB_NO_HOP
         GLB_NEXT_HOP_KNOWN_BIT
+        GLB_NEXT_HOP_EGRESS_BIT
+        GLB_MAX_EGRESSES
 
     enum:  # enum glb_verdict
         GLB_FORWARD
@@ -59,7 +61,11 @@ cdef extern from "glb_layout.h" nogil:
         uint32_t address_sum
         uint8_t address[4]
         uint32_t counter
+
+    struct glb_egress:
         uint32_t ifindex
+        uint8_t source_mac[6]
+        uint8_t redirects
 
     struct glb_table:
         uint64_t key0
@@ -79,6 +85,7 @@ cdef extern from "glb_layout.h" nogil:
         uint32_t slot_mask
         uint8_t lengths[2][GLB_MAX_LENGTHS]
         glb_table tables[GLB_MAX_TABLES]
+        glb_egress egresses[GLB_MAX_EGRESSES]
         glb_backend backends[GLB_MAX_BACKENDS]
         glb_prefix slots[GLB_PREFIX_SLOTS]
         glb_segment segments[GLB_MAX_SEGMENTS]
@@ -158,6 +165,7 @@ cdef struct Packet:
     uint8_t link_bytes     # of the frame before the IP header: Ethernet and its VLAN tags
     uint8_t answerable     # flag: neither a later fragment nor an ICMP error, so its sender may be told that it is too big
     uint8_t sends          # flag: `frame` is now one to send, the tunnel packet or an answer to the sender
+    uint8_t egress         # index of the interface it leaves by; 0: the one it came in by
     uint16_t room          # of a packet that is too big: bytes of IP packet that fit the path beside the tunnel's front
     uint8_t ports[4]       # source and destination port of the flow, wire order
     const uint8_t* source  # address of the flow (ICMP errors: of the quoted packet, reversed), inside the frame
@@ -175,6 +183,7 @@ cdef class Forwarding:
     cdef readonly object generation_memory  # holds *plan.generation; has an `address`
     cdef readonly object rows_memory        # holds the rows of all tables; has an `address`
     cdef readonly int bank
+    cdef uint32_t _last_egress
     cpdef CounterBlock new_counters(self)
     cdef _fill_tables(self, tables, memory)
     cdef _fill_binds(self, prefixes, bint forward_echo)

@@ -10,6 +10,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
+from glb._egress cimport egress_index
 from glb._encapsulate cimport OVERHEAD_BYTES, copy_rows, encapsulate, flow_hash, row_of
 from glb._machine cimport glb_prefetch, glb_prefetch_write, glb_thread_ns, unlikely
 from glb._parse cimport ETHERNET_BYTES, IPV4_FAMILY, parse
@@ -256,26 +257,36 @@ cdef class Forwarding:
 
     # -- next hops
 
-    def set_next_hop(self, bytes address not None, mac, uint32_t mtu_bytes=MTU_UNKNOWN, uint32_t ifindex=0):
+    def set_next_hop(self, bytes address not None, mac, uint32_t mtu_bytes=MTU_UNKNOWN, egress=None):
         """Send what goes to the backend `address` (4 bytes) by way of `mac` (6 bytes; None: unknown, drop).
 
-        `ifindex`: the interface, for the kernel's program.
+        `egress`: None for the interface that packets come in by; for another one (ifindex, source MAC address of 6 bytes,
+        whether its driver takes what an XDP program redirects). Raises TableError: more than 255 of them in use.
 
-        Safe while workers forward: the MAC address changes in one store.
+        Safe while workers forward: MAC address, interface and source MAC address change in one store.
         """
         cdef uint64_t next_hop = 0
         cdef uint32_t i, k
+        cdef glb_backend* backend
         if len(address) != 4 or (mac is not None and len(mac) != 6):
             raise ValueError("address is 4 bytes and mac 6")
         if mac is not None:
             memcpy(&next_hop, <const uint8_t*><bytes>mac, 6)
             next_hop |= <uint64_t>1 << GLB_NEXT_HOP_KNOWN_BIT
+            if egress is not None:
+                self._last_egress = egress_index(self.plan.generation, self.plan.n_backends, self._last_egress, egress[0],
+                                                 <const uint8_t*><bytes>egress[1], egress[2])
+                if not self._last_egress:
+                    raise TableError(f"the routes to the backends leave by more than {GLB_MAX_EGRESSES - 1} interfaces")
+                next_hop |= <uint64_t>self._last_egress << GLB_NEXT_HOP_EGRESS_BIT
         for i in range(self.plan.n_tables):
             for k in range(self.plan.tables[i].n_backends):
-                if memcmp(self.plan.tables[i].backends[k].address, <const uint8_t*>address, 4) == 0:
-                    self.plan.tables[i].backends[k].mtu_bytes = mtu_bytes
-                    self.plan.tables[i].backends[k].ifindex = ifindex
-                    self.plan.tables[i].backends[k].next_hop = next_hop
+                backend = &self.plan.tables[i].backends[k]
+                if memcmp(backend.address, <const uint8_t*>address, 4) == 0:
+                    # In the order in which no packet is sent that does not fit.
+                    backend.mtu_bytes = min(backend.mtu_bytes, mtu_bytes)
+                    backend.next_hop = next_hop
+                    backend.mtu_bytes = mtu_bytes
 
     # -- reading back
 

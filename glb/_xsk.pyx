@@ -13,67 +13,18 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from glb._egress cimport GLB_EGRESS_FRAMES, glb_depart, glb_departures, glb_open_egress, glb_send_departures
 from glb._fastpath cimport BATCH, GLB_DROP_STALE_BIND, GLB_HOST, CounterBlock, Counters, Forwarding, Packet, Plan, run_batch
+from glb._xdp_rings cimport (
+    XDP_OPTIONS, XDP_OPTIONS_ZEROCOPY, XDP_STATISTICS, XDP_USE_NEED_WAKEUP, XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD,
+    xdp_desc, xdp_options, xdp_statistics, xsk_prod_nb_free, xsk_ring_cons, xsk_ring_cons__comp_addr,
+    xsk_ring_cons__peek, xsk_ring_cons__release, xsk_ring_cons__rx_desc, xsk_ring_prod, xsk_ring_prod__fill_addr,
+    xsk_ring_prod__needs_wakeup, xsk_ring_prod__reserve, xsk_ring_prod__submit, xsk_ring_prod__tx_desc, xsk_socket,
+    xsk_socket__create, xsk_socket__delete, xsk_socket__fd, xsk_socket__update_xskmap, xsk_socket_config, xsk_umem,
+    xsk_umem__create, xsk_umem__delete, xsk_umem_config,
+)
 
 from glb.errors import DeviceError
-
-
-cdef extern from "xdp/xsk.h" nogil:
-    struct xsk_ring_prod:
-        pass
-    struct xsk_ring_cons:
-        pass
-    struct xsk_umem
-    struct xsk_socket
-    struct xsk_umem_config:
-        uint32_t fill_size
-        uint32_t comp_size
-        uint32_t frame_size
-        uint32_t frame_headroom
-        uint32_t flags
-    struct xsk_socket_config:
-        uint32_t rx_size
-        uint32_t tx_size
-        uint32_t libxdp_flags
-        uint32_t xdp_flags
-        unsigned short bind_flags
-    struct xdp_desc:
-        uint64_t addr
-        uint32_t len
-        uint32_t options
-    enum:
-        XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD
-        XDP_USE_NEED_WAKEUP
-        XDP_STATISTICS
-        XDP_OPTIONS
-        XDP_OPTIONS_ZEROCOPY
-    struct xdp_statistics:
-        uint64_t rx_dropped
-        uint64_t rx_invalid_descs
-        uint64_t tx_invalid_descs
-        uint64_t rx_ring_full
-        uint64_t rx_fill_ring_empty_descs
-        uint64_t tx_ring_empty_descs
-    struct xdp_options:
-        uint32_t flags
-    int xsk_umem__create(xsk_umem** umem, void* area, uint64_t size, xsk_ring_prod* fill, xsk_ring_cons* completion,
-                         const xsk_umem_config* config)
-    int xsk_umem__delete(xsk_umem* umem)
-    int xsk_socket__create(xsk_socket** socket, const char* interface, uint32_t queue, xsk_umem* umem,
-                           xsk_ring_cons* rx, xsk_ring_prod* tx, const xsk_socket_config* config)
-    void xsk_socket__delete(xsk_socket* socket)
-    int xsk_socket__fd(const xsk_socket* socket)
-    int xsk_socket__update_xskmap(xsk_socket* socket, int map_fd)
-    uint32_t xsk_ring_prod__reserve(xsk_ring_prod* ring, uint32_t n, uint32_t* index)
-    void xsk_ring_prod__submit(xsk_ring_prod* ring, uint32_t n)
-    uint32_t xsk_prod_nb_free(xsk_ring_prod* ring, uint32_t n)
-    int xsk_ring_prod__needs_wakeup(const xsk_ring_prod* ring)
-    uint64_t* xsk_ring_prod__fill_addr(xsk_ring_prod* ring, uint32_t index)
-    xdp_desc* xsk_ring_prod__tx_desc(xsk_ring_prod* ring, uint32_t index)
-    uint32_t xsk_ring_cons__peek(xsk_ring_cons* ring, uint32_t n, uint32_t* index)
-    void xsk_ring_cons__release(xsk_ring_cons* ring, uint32_t n)
-    const xdp_desc* xsk_ring_cons__rx_desc(const xsk_ring_cons* ring, uint32_t index)
-    const uint64_t* xsk_ring_cons__comp_addr(const xsk_ring_cons* ring, uint32_t index)
 
 
 cdef extern from *:
@@ -189,6 +140,9 @@ cdef class Worker:
     cdef unsigned long long epoch  # turns of the loop that have ended
     cdef int event
     cdef int fd
+    cdef int egress_fd             # packet socket: sends by other interfaces than this one
+    cdef glb_departures departures
+    cdef unsigned long long refused  # frames that the packet socket did not take
     cdef bint stopping
     cdef bint running
     cdef bint spins                # busy_poll
@@ -205,7 +159,7 @@ cdef class Worker:
         cdef uint32_t i
         self.interface = interface
         self.queue = queue
-        self.event = -1
+        self.event = self.egress_fd = -1
         self._lock = threading.Lock()
         self._keep = []
         memset(&umem_config, 0, sizeof(umem_config))
@@ -235,6 +189,9 @@ cdef class Worker:
         if result < 0:
             self.socket = NULL
             raise _failed(f"AF_XDP socket on queue {queue} of {interface}", result)
+        self.egress_fd = glb_open_egress()
+        if self.egress_fd < 0:
+            raise _failed("packet socket", self.egress_fd)
         self.fd = xsk_socket__fd(self.socket)
         glb_raise_budget(self.fd, BATCH)
         self.spins = busy_poll
@@ -273,13 +230,14 @@ cdef class Worker:
         return getsockopt(self.fd, SOL_SOCKET, SO_PREFER_BUSY_POLL, &value, &length) == 0 and bool(value)
 
     def lost(self):
-        """Frames of ours that the kernel could not deliver to the worker, by reason."""
+        """Frames of ours that the kernel could not deliver to the worker, or did not take from it, by reason."""
         cdef xdp_statistics statistics
         cdef uint32_t length = sizeof(statistics)
         memset(&statistics, 0, sizeof(statistics))
         if getsockopt(self.fd, SOL_XDP, XDP_STATISTICS, &statistics, &length) < 0:
-            return {}
-        return {"rx_dropped": statistics.rx_dropped, "rx_ring_full": statistics.rx_ring_full,
+            return {"egress_refused": self.refused}
+        return {"egress_refused": self.refused, "rx_dropped": statistics.rx_dropped,
+                "rx_ring_full": statistics.rx_ring_full,
                 "rx_fill_ring_empty": statistics.rx_fill_ring_empty_descs}
 
     # -- publishing
@@ -353,27 +311,35 @@ cdef class Worker:
         self.received += n
         run_batch(generation.plan, generation.counters, packets, n)
         for i in range(n):
-            if packets[i].sends:
+            if packets[i].sends and not packets[i].egress:
                 n_sent += 1
         # Room for every chunk: this cannot fail.
         xsk_ring_prod__reserve(&self.tx, n_sent, &slot)
         for i in range(n):
-            if packets[i].sends:
+            if packets[i].sends and not packets[i].egress:
                 sent = xsk_ring_prod__tx_desc(&self.tx, slot)
                 sent.addr = packets[i].frame - self.area
                 sent.len = packets[i].length
                 sent.options = 0
                 slot += 1
             else:
-                if packets[i].verdict == GLB_HOST:  # it cannot go back: the classifier had the binds before a reload
+                if packets[i].sends:  # copied before its chunk is used again
+                    self._depart(&packets[i], generation.plan)
+                elif packets[i].verdict == GLB_HOST:  # it cannot go back: the classifier had the binds before a reload
                     generation.counters.verdicts[GLB_HOST] -= 1
                     generation.counters.verdicts[GLB_DROP_STALE_BIND] += 1
                 self.free_chunks[self.n_free] = chunks[i]
                 self.n_free += 1
         xsk_ring_prod__submit(&self.tx, n_sent)
         self.in_flight += n_sent
+        self.refused += glb_send_departures(self.egress_fd, &self.departures)
         self._send()
         self._refill()
+
+    cdef void _depart(self, const Packet* packet, const Plan* plan) noexcept nogil:
+        if self.departures.n == GLB_EGRESS_FRAMES:
+            self.refused += glb_send_departures(self.egress_fd, &self.departures)
+        glb_depart(&self.departures, packet.frame, packet.length, plan.generation.egresses[packet.egress].ifindex)
 
     cdef void _send(self) noexcept nogil:
         """Make the kernel send what is in the transmit ring, and take back what it has sent."""
@@ -423,6 +389,8 @@ cdef class Worker:
             xsk_umem__delete(self.umem)
         if self.area != NULL:
             munmap(self.area, <size_t>N_CHUNKS * CHUNK_BYTES)
+        if self.egress_fd >= 0:
+            close(self.egress_fd)
         if self.event >= 0:
             close(self.event)  # not os.close: that module may be gone when the interpreter ends
         free(self.generation)

@@ -20,11 +20,12 @@ from glb.director.counts import Counts
 from glb.director.datapath import Datapath
 from glb.director.forwarding import Published, compile_forwarding
 from glb.director.interface import Interface, read_interface
+from glb.director.links import Link
 from glb.director.metrics import exposition
 from glb.director.nexthops import NextHop, NextHops
 from glb.director.status import BackendStatus, ReloadStatus, Status, TableStatus
 from glb.director.watch import file_changes
-from glb.errors import ConfigError, GlbError, Problem
+from glb.errors import ConfigError, GlbError, Problem, TableError
 from glb.store import open_store
 from glb.store.file import FileStore
 from glb.table.rows import RowBuilder
@@ -70,6 +71,7 @@ class Director:
         self._prepared: Published | None = None  # to be published; follows next hops already
         self._digests: list[str]
         self._next_hops: NextHops
+        self._egresses: dict[int, bool] = {}  # other interfaces that packets leave by: whether XDP redirects there
 
     # -- life
 
@@ -97,6 +99,7 @@ class Director:
             runner = await admin.serve(app, self._config.admin)
             stack.push_async_callback(runner.cleanup)
             self._datapath.start(self._published.forwarding)
+            self._next_hops.report()  # what a driver need not take depends on the mode of XDP
             tasks = [
                 asyncio.create_task(self._next_hops.follow()),
                 asyncio.create_task(self._watch(reload)),
@@ -209,8 +212,28 @@ class Director:
 
     def _set_next_hop(self, address: IPv4Address, hop: NextHop) -> None:
         for published in (self._published, self._prepared):
-            if published is not None:
-                published.forwarding.set_next_hop(address.packed, hop.mac, hop.mtu_bytes, self.interface.index)
+            if published is None:
+                continue
+            try:
+                published.forwarding.set_next_hop(address.packed, hop.mac, hop.mtu_bytes, self._egress(hop.link))
+            except TableError as error:
+                log.error("backend %s cannot be reached: %s", address, error)
+                published.forwarding.set_next_hop(address.packed, None)
+
+    def _egress(self, link: Link | None) -> tuple[int, bytes, bool] | None:
+        """An interface as Forwarding.set_next_hop takes it."""
+        if link is None or link.mac is None or link.index == self.interface.index:
+            return None
+        # Where the kernel does not tell (before 6.3) the operator's word counts. In generic mode every driver will do.
+        takes = self._config.datapath == "xdp" if link.takes_xdp is None else link.takes_xdp
+        redirects = takes or self._datapath.mode == "generic"
+        if self._egresses.get(link.index) != redirects:
+            self._egresses[link.index] = redirects
+            how = (
+                "are redirected there by XDP" if redirects and self._datapath.accelerate else "are sent from user space"
+            )
+            log.info("packets that leave by %s %s", link.name, how)
+        return link.index, self._config.outbound_src_mac or link.mac, redirects
 
     # -- answers
 
@@ -240,6 +263,7 @@ class Director:
                         state=backend.state.value,
                         healthy=backend.healthy,
                         packets=counts.backends[table.name, str(backend.address)],
+                        interface=hop.link.name if hop is not None and hop.link is not None else None,
                         fault=hop.fault if hop is not None else "not resolved yet",
                     )
                 )

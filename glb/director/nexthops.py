@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
@@ -14,6 +15,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTMGRP_IPV4_ROUTE, RTMGRP_LINK, RTMGRP_NEIGH
 
 from glb.director.interface import Interface
+from glb.director.links import Link, read_links
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +24,7 @@ _NTF_USE = 1  # makes the kernel resolve, and confirm, the neighbour as a packet
 _NUD_VALID = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80  # reachable, stale, delay, probe, noarp, permanent
 _REFRESH_S = 5.0  # how often neighbours are confirmed
 _NUD_CONFIRMED = 0x02 | 0x40 | 0x80  # reachable, noarp, permanent: nothing to ask
-_RESOLVE_S = 0.5  # how long new backends are waited for
+_RESOLVE_S = 0.5  # how long new backends are waited for, and new gateways of old ones
 _SETTLE_S = 0.01  # notifications come in bursts
 
 
@@ -30,14 +32,23 @@ _SETTLE_S = 0.01  # notifications come in bursts
 class NextHop:
     """Where the tunnel packets for one backend go."""
 
-    gateway: IPv4Address | None  # None: no route by this interface
+    gateway: IPv4Address | None  # None: no route
+    link: Link | None  # the interface that they leave by; None: no route
     mac: bytes | None  # None: not resolved (yet)
     mtu_bytes: int
     fault: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Route:
+    gateway: IPv4Address | None = None
+    ifindex: int | None = None
+    mtu_bytes: int | None = None  # its own, where it has one
+    fault: str | None = None
+
+
 class NextHops:
-    """Follows routes and neighbours; calls `changed(address, next_hop)` for every backend whose next hop changes."""
+    """Follows routes, links and neighbours; calls `changed(address, next_hop)` where a backend's changes."""
 
     def __init__(
         self, interface: Interface, gateway_mac: bytes | None, changed: Callable[[IPv4Address, NextHop], None]
@@ -46,9 +57,15 @@ class NextHops:
         self._gateway_mac = gateway_mac
         self._changed = changed
         self._backends: list[IPv4Address] = []
-        self._routes: dict[IPv4Address, tuple[IPv4Address | None, int, str | None]] = {}
+        self._routes: dict[IPv4Address, _Route] = {}
+        self._links: dict[int, Link] = {}  # those that routes lead to, or have led to
+        self._moving: dict[
+            IPv4Address, float
+        ] = {}  # until when the hop before is used: its new gateway is being resolved
         self._reading = asyncio.Lock()  # one of `follow` and `set_backends` at a time
-        self._confirmed: set[IPv4Address] = set()  # neighbours that answered of late, or that the operator has set
+        self._confirmed: set[tuple[int, IPv4Address]] = (
+            set()
+        )  # neighbours that answered of late, or that the operator has set
         self.known: dict[IPv4Address, NextHop] = {}
 
     async def set_backends(self, backends: Iterable[IPv4Address]) -> None:
@@ -64,12 +81,12 @@ class NextHops:
     async def _set_backends(self, backends: list[IPv4Address], new: list[IPv4Address]) -> None:
         self._backends = backends
         self.known = {address: hop for address, hop in self.known.items() if address in set(backends)}
-        for address, hop in self.known.items():
-            self._changed(address, hop)
+        self.report()
         if not new:
             return
         async with AsyncIPRoute() as ipr:
             await self._read_routes(ipr)
+            await self._read_links(ipr)
             await self._read_neighbours(ipr)
             await self._confirm(ipr)
             deadline = asyncio.get_running_loop().time() + _RESOLVE_S
@@ -79,6 +96,11 @@ class NextHops:
                 if not waiting or asyncio.get_running_loop().time() > deadline:
                     return
                 await asyncio.sleep(_SETTLE_S)
+
+    def report(self) -> None:
+        """Tell every known next hop again."""
+        for address, hop in self.known.items():
+            self._changed(address, hop)
 
     async def follow(self) -> None:
         """Run until cancelled."""
@@ -110,16 +132,20 @@ class NextHops:
                         if routes_changed:
                             routes_changed = False
                             await self._read_routes(ipr)
+                            await self._read_links(ipr)
                             await self._read_neighbours(ipr)
                             await self._confirm(ipr)
                         else:
                             await self._read_neighbours(ipr)
                     try:
-                        await asyncio.wait_for(dirty.wait(), _REFRESH_S)
+                        await asyncio.wait_for(dirty.wait(), _RESOLVE_S if self._moving else _REFRESH_S)
                         await asyncio.sleep(_SETTLE_S)
                         dirty.clear()
                     except TimeoutError:
-                        await self._confirm(ipr)
+                        # Nobody tells of what a driver takes from XDP programs.
+                        async with self._reading:
+                            await self._read_links(ipr)
+                            await self._confirm(ipr)
                     if listener.done():
                         listener.result()
             finally:
@@ -128,72 +154,91 @@ class NextHops:
                     await listener
 
     async def _read_routes(self, ipr: AsyncIPRoute) -> None:
-        link = [link async for link in await ipr.get_links(index=self._interface.index)]
-        mtu = link[0].get_attr("IFLA_MTU") if link else self._interface.mtu_bytes
-        routes = {}
-        for address in self._backends:
-            routes[address] = await self._route(ipr, address, mtu)
-        self._routes = routes
+        self._routes = {address: await self._route(ipr, address) for address in self._backends}
 
-    async def _route(
-        self, ipr: AsyncIPRoute, address: IPv4Address, mtu: int
-    ) -> tuple[IPv4Address | None, int, str | None]:
+    async def _route(self, ipr: AsyncIPRoute, address: IPv4Address) -> _Route:
         if self._gateway_mac is not None:
-            return address, mtu, None
+            return _Route(address, self._interface.index)
         try:
             route = (await ipr.route("get", dst=str(address)))[0]
         except NetlinkError as error:
-            return None, mtu, f"no route to it ({error})"
-        if route.get_attr("RTA_OIF") != self._interface.index:
-            return None, mtu, f"its route leaves by another interface than {self._interface.name}"
+            return _Route(fault=f"no route to it ({error})")
         metrics = route.get_attr("RTA_METRICS")
-        path_mtu = metrics.get_attr("RTAX_MTU") if metrics else None
         gateway = route.get_attr("RTA_GATEWAY")
-        return IPv4Address(gateway) if gateway else address, min(mtu, path_mtu or mtu), None
+        return _Route(
+            IPv4Address(gateway) if gateway else address,
+            route.get_attr("RTA_OIF"),
+            metrics.get_attr("RTAX_MTU") if metrics else None,
+        )
+
+    async def _read_links(self, ipr: AsyncIPRoute) -> None:
+        indexes = {route.ifindex for route in self._routes.values() if route.ifindex is not None}
+        indexes |= {hop.link.index for hop in self.known.values() if hop.link is not None}
+        self._links = await read_links(ipr, indexes, ask_xdp_of=indexes - {self._interface.index})
 
     async def _confirm(self, ipr: AsyncIPRoute) -> None:
         """Have the kernel resolve every gateway in use, as traffic that bypasses its stack does not."""
         if self._gateway_mac is not None:
             return
-        gateways = {gateway for gateway, _, _ in self._routes.values() if gateway is not None}
+        gateways = {
+            (route.ifindex, route.gateway)
+            for route in self._routes.values()
+            if route.gateway is not None and route.ifindex is not None
+        }
         # To "use" a permanent entry would take its permanence, and with it its MAC address, away.
-        for gateway in gateways - self._confirmed:
+        for ifindex, gateway in gateways - self._confirmed:
             with contextlib.suppress(NetlinkError):
-                await ipr.neigh(
-                    "replace",
-                    dst=str(gateway),
-                    ifindex=self._interface.index,
-                    family=_AF_INET,
-                    state=0,
-                    flags=_NTF_USE,
-                )
+                await ipr.neigh("replace", dst=str(gateway), ifindex=ifindex, family=_AF_INET, state=0, flags=_NTF_USE)
 
     async def _read_neighbours(self, ipr: AsyncIPRoute) -> None:
-        macs: dict[IPv4Address, bytes] = {}
-        confirmed: set[IPv4Address] = set()
-        if self._gateway_mac is None:
-            async for entry in await ipr.get_neighbours(family=_AF_INET, ifindex=self._interface.index):
+        macs: dict[tuple[int, IPv4Address], bytes] = {}
+        confirmed: set[tuple[int, IPv4Address]] = set()
+        for ifindex in self._links if self._gateway_mac is None else ():
+            async for entry in await ipr.get_neighbours(family=_AF_INET, ifindex=ifindex):
                 mac, address = entry.get_attr("NDA_LLADDR"), entry.get_attr("NDA_DST")
-                if mac and address and entry["ifindex"] == self._interface.index and entry["state"] & _NUD_VALID:
-                    macs[IPv4Address(address)] = bytes.fromhex(mac.replace(":", ""))
+                if mac and address and entry["ifindex"] == ifindex and entry["state"] & _NUD_VALID:
+                    macs[ifindex, IPv4Address(address)] = bytes.fromhex(mac.replace(":", ""))
                     if entry["state"] & _NUD_CONFIRMED:
-                        confirmed.add(IPv4Address(address))
+                        confirmed.add((ifindex, IPv4Address(address)))
         self._confirmed = confirmed
         for address in self._backends:
-            gateway, mtu, fault = self._routes.get(address, (None, self._interface.mtu_bytes, None))
-            mac = self._gateway_mac or (macs.get(gateway) if gateway is not None else None)
             before = self.known.get(address)
-            if mac is None and fault is None:
-                fault = f"its gateway {gateway} does not answer ARP"
-                # One that is being probed again is better used as it was than not at all.
-                if before is not None and before.gateway == gateway:
-                    mac = before.mac
-            hop = NextHop(gateway, mac, mtu, fault if mac is None else None)
+            hop = self._hop(address, before, macs)
             if hop != before:
                 self.known[address] = hop
                 self._changed(address, hop)
                 if hop.mac is None and before is not None:
                     log.warning("backend %s cannot be reached: %s", address, hop.fault)
+        self._moving = {address: until for address, until in self._moving.items() if address in self._routes}
+
+    def _hop(
+        self, address: IPv4Address, before: NextHop | None, macs: Mapping[tuple[int, IPv4Address], bytes]
+    ) -> NextHop:
+        route = self._routes.get(address, _Route())
+        link = self._links.get(route.ifindex) if route.ifindex is not None else None
+        mtu = link.mtu_bytes if link else self._interface.mtu_bytes
+        mtu = min(mtu, route.mtu_bytes or mtu)
+        if link is None or link.mac is None or route.gateway is None:
+            self._moving.pop(address, None)
+            other = f"its route leaves by {link.name}, no Ethernet interface" if link else "its interface is gone"
+            return NextHop(None, link, None, mtu, route.fault or other)
+        mac = self._gateway_mac or macs.get((link.index, route.gateway))
+        if mac is not None:
+            self._moving.pop(address, None)
+            return NextHop(route.gateway, link, mac, mtu)
+        if before is not None and before.mac is not None and before.link is not None:
+            # One that is being probed again is better used as it was than not at all.
+            if before.gateway == route.gateway and before.link.index == link.index:
+                return NextHop(route.gateway, link, before.mac, mtu)
+            # So is the way that a route has just left, until its new gateway has had time to answer.
+            until = self._moving.setdefault(address, time.monotonic() + _RESOLVE_S)
+            old = self._links.get(before.link.index)
+            if old is not None and old.up and time.monotonic() < until:
+                return before
+        self._moving.pop(address, None)
+        return NextHop(
+            route.gateway, link, None, mtu, f"its gateway {route.gateway} does not answer ARP on {link.name}"
+        )
 
 
 async def _received(monitor: AsyncIPRoute) -> AsyncIterator[dict[str, object]]:

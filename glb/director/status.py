@@ -10,6 +10,7 @@ class BackendStatus(msgspec.Struct, frozen=True):
     state: str
     healthy: bool | None
     packets: int  # tunnel packets with it as first hop
+    interface: str | None  # that they leave by
     fault: str | None  # why it cannot be reached from here
 
 

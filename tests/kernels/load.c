@@ -25,6 +25,7 @@ static const struct {
     {"source address", {.accelerate = 1, .hash_fields = 1, .ifindex = 1}},
     {"four fields", {.accelerate = 1, .hash_fields = 15, .ifindex = 1}},
     {"alternative row", {.accelerate = 1, .hash_fields = 1, .alt_hash_fields = 2, .ifindex = 1}},
+    {"four fields, veth", {.accelerate = 1, .hash_fields = 15}},
     {"all fields, both", {.accelerate = 1, .hash_fields = 15, .alt_hash_fields = 15, .ifindex = 1}},
 };
 

@@ -70,8 +70,8 @@ class Director:
         assert not self.ended(), self.log.read_text()
         return self
 
-    def listen(self, name: str) -> Listener:
-        self.listeners.append(Listener(self.net[name]))
+    def listen(self, name: str, interface: str = "eth0") -> Listener:
+        self.listeners.append(Listener(self.net[name], interface))
         return self.listeners[-1]
 
     def ended(self) -> bool:
@@ -107,12 +107,12 @@ class Director:
 
 
 class Listener:
-    """What arrives at a host's eth0 as a tunnel packet."""
+    """What arrives at a host as a tunnel packet."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, interface: str = "eth0") -> None:
         with host.inside():
             self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
-            self.socket.bind(("eth0", 0))
+            self.socket.bind((interface, 0))
         self.socket.setblocking(False)
 
     def next(self) -> tuple[Ether, TunnelPacket]:

@@ -13,31 +13,39 @@ from glb._fastpath import Forwarding
 
 _XDP_DROP = 1  # handed over, and there is no socket in a test run
 _XDP_PASS = 2
-_XDP_TX = 3
+_SENT = (3, 4)  # XDP_TX, XDP_REDIRECT
 MINIMUM_BYTES = 14  # the kernel runs nothing shorter
 SOURCE_MAC = bytes.fromhex("020000000001")
 
 
-def shared_forwarding(env: str, row_rule: str = "glb2", hops: int | None = None, mtu_bytes: int = 0xFFFF) -> Forwarding:
+def shared_forwarding(
+    env: str,
+    row_rule: str = "glb2",
+    hops: int | None = None,
+    mtu_bytes: int = 0xFFFF,
+    egress: tuple[int, bytes, bool] | None = None,
+) -> Forwarding:
     """An environment whose memory the kernel reads too."""
-    return corpus.forwarding(env, row_rule, _bpf.SharedArrays, SOURCE_MAC, hops, mtu_bytes)
+    return corpus.forwarding(env, row_rule, _bpf.SharedArrays, SOURCE_MAC, hops, mtu_bytes, egress)
 
 
 class Program:
     """`run(frame)` is what the program does: host, over (to the Cython path), or the frame it sends."""
 
-    def __init__(self, forwarding: Forwarding, *, accelerate: bool) -> None:
-        options = forwarding.options(accelerate=accelerate, ifindex=corpus.IFINDEX)
+    def __init__(self, forwarding: Forwarding, *, accelerate: bool, ifindex: int = 1) -> None:
+        options = forwarding.options(accelerate=accelerate, ifindex=ifindex)
         self._object = _bpf.BpfObject(Path(glb.__file__).parent / "bpf_objects" / "director.bpf.o", options)
         for slot, fd in enumerate(forwarding.rows_memory.fds):
             _bpf.update_map(self._object.map("glb_chunks"), slot.to_bytes(4, "little"), fd.to_bytes(4, "little"))
         (fd,) = forwarding.generation_memory.fds
         _bpf.update_map(self._object.map("glb_generations"), bytes(4), fd.to_bytes(4, "little"))
+        self.actions: set[int] = set()
         self._program = self._object.program("glb_director")
 
     def run(self, frame: bytes) -> str | bytes:
         action, out, _ = _bpf.test_run(self._program, frame)
-        if action == _XDP_TX:
+        self.actions.add(action)
+        if action in _SENT:
             return out
         assert action in (_XDP_DROP, _XDP_PASS), action
         assert out == frame, "what is not sent is not changed"

@@ -6,7 +6,7 @@ from collections import Counter
 
 import corpus
 import pytest
-from classifier import MINIMUM_BYTES, Program, shared_forwarding
+from classifier import MINIMUM_BYTES, SOURCE_MAC, Program, shared_forwarding
 
 from fuzz.mutations import mutated
 
@@ -51,6 +51,36 @@ def test_packets_that_are_too_big_are_handed_over(mtu_bytes: int) -> None:
     frames = [bytes.fromhex(record["frame"]) for record in corpus.packets() if record["group"] == "sizes"]
     done = _agree("plain", frames, True, mtu_bytes=mtu_bytes)
     assert done["over"] and bool(done["sent"]) == (mtu_bytes > 60)
+
+
+@pytest.mark.parametrize("env", ["plain", "alt-four"])
+@pytest.mark.parametrize(("redirects", "ifindex"), [(True, 1), (True, 0), (False, 1)])
+def test_program_agrees_with_cython_on_what_leaves_by_another_interface(
+    env: str, redirects: bool, ifindex: int
+) -> None:
+    egress = (77, bytes.fromhex("020000000077"), redirects)
+    forwarding = shared_forwarding(env, egress=egress)
+    frames = [bytes.fromhex(record["frame"]) for record in corpus.packets() if record["env"] == env] + FRAMES[::7]
+    tagged = [frame[:12] + bytes.fromhex("81000064") + frame[12:] for frame in frames[::5]]
+    done: Counter[tuple[str, str]] = Counter()
+    frames = [frame for frame in frames + tagged if len(frame) >= MINIMUM_BYTES]
+    with Program(forwarding, accelerate=True, ifindex=ifindex) as program:
+        sent_by_cython = forwarding.encapsulate(frames, forwarding.new_counters())
+        for frame, (verdict, sent) in zip(frames, sent_by_cython, strict=True):
+            result = program.run(frame)
+            elsewhere = False
+            if sent is not None and verdict == "forward":
+                link = corpus.link_bytes(sent)
+                elsewhere = sent[link + 19] % 2 == 1  # of the outer destination
+                assert sent[6:12] == (egress[1] if elsewhere else SOURCE_MAC), frame.hex()
+                assert link == (14 if elsewhere else corpus.link_bytes(frame)), frame.hex()
+            if isinstance(result, bytes):
+                assert result == sent and (redirects or not elsewhere), frame.hex()
+            done["elsewhere" if elsewhere else "here", result if isinstance(result, str) else "sent"] += 1
+        tx, redirect = 3, 4
+        assert tx in program.actions if ifindex else tx not in program.actions
+        assert redirect in program.actions if redirects else redirect not in program.actions
+    assert done["here", "sent"] and bool(done["elsewhere", "sent"]) == redirects and done["elsewhere", "over"]
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -112,6 +112,31 @@ def test_backend_without_a_next_hop_is_dropped_and_counted() -> None:
     assert run(plan, ipv4() / TCP(dport=80))[0] == "no_next_hop"
 
 
+def test_what_leaves_by_another_interface_has_its_source_address() -> None:
+    plan = forwarding(source_mac=bytes.fromhex("020000000001"))
+    macs = [bytes([2, 0, 0, 1, i // 256, i % 256]) for i in range(300)]
+    for i, mac in enumerate(macs):  # more than there are entries: those that are not in use are used again
+        plan.set_next_hop(BACKENDS[0], GATEWAY, 1500, (i + 1, mac, i % 2 == 0))
+        _, sent = run(plan, ipv4() / TCP(dport=80))
+        assert sent is not None and sent[:12] == GATEWAY + mac
+    plan.set_next_hop(BACKENDS[0], GATEWAY)
+    assert run(plan, ipv4() / TCP(dport=80))[1][6:12] == bytes.fromhex("020000000001")  # type: ignore[index]
+
+
+def test_more_interfaces_than_entries_are_refused_and_change_nothing() -> None:
+    backends = [bytes([10, 1, i // 256, i % 256]) for i in range(256)]
+    table = ("web", bytes(16), array("H", [255, 0]), 2, backends, False)
+    plan = Forwarding([table], compile_binds([[Bind(ip_network(VIP), 6, 80, 80)]]), source_ip=bytes(4))
+    plan.set_next_hop(backends[255], GATEWAY)
+    for i, backend in enumerate(backends[:255]):
+        plan.set_next_hop(backend, GATEWAY, 1500, (i + 1, bytes([2, 0, 0, 0, 0, i]), True))
+    with pytest.raises(TableError, match="more than 255 interfaces"):
+        plan.set_next_hop(backends[255], GATEWAY, 1500, (256, bytes(6), True))
+    plan.set_next_hop(backends[255], GATEWAY, 1500, (7, bytes([2, 0, 0, 0, 0, 6]), True))
+    _, sent = plan.encapsulate([bytes(ipv4() / TCP(dport=80))], plan.new_counters())[0]
+    assert sent is not None and sent[6:12] == bytes([2, 0, 0, 0, 0, 6])
+
+
 def test_later_fragment_follows_where_addresses_alone_decide() -> None:
     later = ipv4(frag=100, proto=17) / Raw(bytes(32))
     assert run(forwarding(), later)[0] == "forward"

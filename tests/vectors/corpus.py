@@ -16,7 +16,6 @@ from glb.table.config import parse_tables
 from glb.table.rows import RowBuilder
 
 REFERENCE = Path(__file__).parent / "reference"
-IFINDEX = 1  # of next hops; the test run of an eBPF program happens on the loopback interface
 # Outer bytes that the two paths of the reference fill in differently: Ethernet source, UDP checksum (SPEC: frame sent).
 _ETHERNET_SOURCE = slice(6, 12)
 _UDP_CHECKSUM = slice(40, 42)
@@ -68,8 +67,12 @@ def forwarding(
     source_mac: bytes | None = None,
     hops: int | None = None,
     mtu_bytes: int = 0xFFFF,
+    egress: tuple[int, bytes, bool] | None = None,
 ) -> Forwarding:
-    """An environment of envs.json, ready to forward; next hops are the configured gateway's."""
+    """An environment of envs.json, ready to forward; next hops are the configured gateway's.
+
+    `egress`: what is sent to backends of odd addresses leaves by it.
+    """
     names = json.loads((REFERENCE / "envs.json").read_text())[env]
     director = json.loads((REFERENCE / "directors.json").read_text())[names["director"]]
     document = json.loads(json.dumps(tables()[names["table"]]["config"]))
@@ -89,7 +92,9 @@ def forwarding(
         memory=memory,
     )
     for address in published.backends():
-        published.forwarding.set_next_hop(address.packed, config.outbound_gateway_mac, mtu_bytes, IFINDEX)
+        published.forwarding.set_next_hop(
+            address.packed, config.outbound_gateway_mac, mtu_bytes, egress if address.packed[3] % 2 else None
+        )
     return published.forwarding
 
 

@@ -9,7 +9,6 @@ from ipaddress import IPv4Address
 from typing import Any
 
 import make_own
-from corpus import IFINDEX
 
 from glb._fastpath import Forwarding
 from glb.director.config import HASH_FIELDS, Config
@@ -43,5 +42,5 @@ def forwarding(file: str, memory: Callable[..., Any] | None = None) -> Forwardin
     )
     for address in published.backends():
         next_hop = mac(make_own.GATEWAY_MAC)
-        published.forwarding.set_next_hop(address.packed, next_hop, make_own.MTU_BYTES, IFINDEX)
+        published.forwarding.set_next_hop(address.packed, next_hop, make_own.MTU_BYTES)
     return published.forwarding
