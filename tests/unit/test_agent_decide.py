@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from scapy.layers.inet import IP
 
-from glb.wire.checksum import internet_checksum, udp_checksum
+from glb.wire.checksum import udp_checksum
 from glb.wire.gue import parse_tunnel
 from proxy_agent._verdict import Recollection, Settings, decide
 from proxy_agent.decide import BY_NAME, REASONS, Action
@@ -183,10 +183,7 @@ GOOD = p.tunnel(p.from_client(4, SYN))
 
 
 def checksummed(packet: bytearray) -> bytes:
-    packet[10:12] = b"\0\0"
-    header = (packet[0] & 0x0F) * 4
-    packet[10:12] = struct.pack(">H", internet_checksum(bytes(packet[:header])))
-    return bytes(packet)
+    return p.with_header_checksum(bytes(packet))
 
 
 OUTER = {
