@@ -169,6 +169,22 @@ def test_engines_agree_on_each_packet_of_the_corpus(proxies: list[Proxy], situat
         pair.check()
 
 
+@pytest.mark.parametrize("family", [4, 6])
+def test_thirty_hops_are_bounced_to_one_by_one(proxies: list[Proxy], family: int) -> None:
+    hops = tuple(f"10.1.0.{i}" for i in range(1, 31))
+    inner = p.from_client(family, ACK, port=81)
+    kind = corpus.KINDS["ack"]
+    cases = [corpus.case(f"hop-{i}", kind, inner, corpus.Way(hops, i), known=False) for i in range(31)]
+    for proxy in proxies:
+        hops_before = proxy.agent.status()["bounced_by_hop"]
+        outcome = proxy.judge((case.packet for case in cases), len(hops))
+        assert outcome == Outcome(
+            Counter(bounce=30, last_resort=1), [case.sent for case in cases if case.sent], [inner]
+        )
+        counted = Counter(proxy.agent.status()["bounced_by_hop"]) - Counter(hops_before)
+        assert counted == {str(i): 1 for i in range(1, 31)}
+
+
 # -- what is no plain packet of a flow ---------------------------------------------------------------------------------
 
 
