@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import NamedTuple
@@ -34,24 +34,26 @@ class Outcome(NamedTuple):
 
 class Pair:
     """Loaded in the network namespace of the calling thread, whose sockets the program asks; `sockets` and
-    `answers_cookie` are what the decision asks (see _verdict.decide)."""
+    `answers_cookie` are what the decision asks (see _verdict.decide). `namespaces`: ids of further ones."""
 
     def __init__(
         self,
         guard: Guard,
         sockets: Callable[..., str] | None = None,
         answers_cookie: Callable[[bytes], bool] | None = None,
+        namespaces: Sequence[int] = (),
     ) -> None:
         # Ifindex 0: the host's stack sends what bounces, so the frame comes back readdressed, its TTL as it was.
         self.program = xdp.Program(xdp.options(corpus.PORT, 0, by_redirect=False))
         self._sockets = sockets
         self._answers_cookie = answers_cookie
+        self._namespaces = namespaces
         self._recollection = Recollection(n_sets=1024)
         self._judged: Counter[str] = Counter()
         self.adopt(guard)
 
     def adopt(self, guard: Guard) -> None:
-        self.program.adopt(guard)
+        self.program.adopt(guard, self._namespaces)
         self.settings = Settings(guard.vips, guard.allowed_sources, guard.own_addresses)
         self.own = [IPv4Address(address).packed for address in guard.own_addresses]
 

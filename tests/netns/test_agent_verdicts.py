@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import pytest
 
-from proxy_agent import syncookie
+from proxy_agent import syncookie, xdp
 from proxy_agent._verdict import Settings, decide
 from proxy_agent._verdict import Sockets as SocketTable
 from proxy_agent.decide import Action
@@ -167,6 +167,30 @@ def test_engines_agree_on_each_packet_of_the_corpus(proxies: list[Proxy], situat
                 verdict = pair.compare(case.packet)
                 assert verdict is not None and verdict.reason == case.reason, case.name
         pair.check()
+
+
+def test_sockets_of_another_namespace_give_the_program_the_same_verdicts() -> None:
+    """`socket_namespaces`, of the xdp engine only: the decision is asked in the container, as if it were a proxy."""
+    with Switch("proxy", "container") as net, ExitStack() as stack:
+        container = net["container"]
+        standing = situations.Sockets(container, stack)
+        with container.inside():
+            sockets = SocketTable(0)
+        with net["proxy"].inside():
+            cookies = stack.enter_context(closing(syncookie.Program(0)))
+            (number,) = xdp.namespace_ids([container.namespace]).values()
+
+            def is_valid(question: bytes) -> bool:
+                with container.inside():
+                    return cookies.is_valid(question)
+
+            pair = Pair(Guard(VIPS, None, corpus.OWN), sockets, is_valid, [number])
+            for name, situation in corpus.SITUATIONS.items():
+                for family in situation.families:
+                    for case in corpus.cases(name, family, standing.numbers.get((name, family))):
+                        verdict = pair.compare(case.packet)
+                        assert verdict is not None and verdict.reason == case.reason, case.name
+            pair.check()
 
 
 @pytest.mark.parametrize("family", [4, 6])
