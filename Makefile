@@ -27,7 +27,7 @@ bench:  ## speed, as JSON lines with ratios to a baseline of the same run
 
 fuzz:  ## random and mutated packets until Ctrl-C (bounded in `make test`)
 	@packaging/bootstrap.sh dev
-	@PYTHONPATH=tests/vectors:tests/parity $(PY) -m fuzz
+	@PYTHONPATH=tests/vectors:tests/parity:tests/unit $(PY) -m fuzz
 
 kernels:  ## the eBPF programs before the verifiers of Linux 6.1 and 6.12 (qemu), and of the running one
 	@packaging/bootstrap.sh kernels

@@ -1,7 +1,8 @@
-"""`make fuzz`: mutated frames through the Cython path and the eBPF program until Ctrl-C or a disagreement.
+"""`make fuzz`: mutated packets through two implementations of one thing until Ctrl-C or a disagreement.
 
-It starts from the tests' corpus: `tests/vectors` and `tests/parity` must be on PYTHONPATH, as the Makefile puts them.
-On a build with GLB_CYTHON_DEBUG=1 every read beyond a frame ends the run as well (docs/develop/testing.md).
+It starts from the tests' corpora: `tests/vectors`, `tests/parity` and `tests/unit` must be on PYTHONPATH, as the
+Makefile puts them. On a build with GLB_CYTHON_DEBUG=1 every read beyond a packet ends the run as well
+(docs/develop/testing.md).
 """
 
 from __future__ import annotations
@@ -11,48 +12,40 @@ import sys
 import time
 
 import click
-import corpus
-import own
-from classifier import MINIMUM_BYTES, Program, shared_forwarding
 
-from fuzz.mutations import mutated
+from fuzz import agent, director
+from fuzz.errors import Disagreement
 
-_ROUND = 2000
+PARTS = {"director": director.rounds, "agent": agent.rounds}
 
 
 @click.command()
+@click.option("--what", type=click.Choice([*PARTS, "all"]), default="all", show_default=True)
 @click.option("--seed", type=int, help="start of the sequence; random where left out, and printed")
 @click.option("--seconds", type=float, help="stop after so long; without end where left out")
-@click.option("--no-bpf", is_flag=True, help="the Cython path alone (no root needed)")
-def main(seed: int | None, seconds: float | None, no_bpf: bool) -> None:
-    """Look for a frame on which the two engines disagree."""
+@click.option("--no-bpf", is_flag=True, help="the Cython code alone (no root needed)")
+def main(what: str, seed: int | None, seconds: float | None, no_bpf: bool) -> None:
+    """Look for a packet on which two engines disagree."""
     seed = random.randrange(2**32) if seed is None else seed
-    frames = [bytes.fromhex(record["frame"]) for record in corpus.packets()]
-    frames += [bytes.fromhex(vector["input_hex"]) for file in own.FILES for vector in own.vectors(file)]
-    forwarding = corpus.forwarding("plain") if no_bpf else shared_forwarding("plain")
-    counters = forwarding.new_counters()
-    program = None if no_bpf else Program(forwarding, accelerate=True)
+    names = list(PARTS) if what == "all" else [what]
+    parts = [PARTS[name](seed, bpf=not no_bpf) for name in names]
     began, done = time.monotonic(), 0
-    click.echo(f"fuzz: seed {seed}, {len(frames)} frames to start from", err=True)
+    click.echo(f"fuzz: seed {seed}, {' and '.join(names)}", err=True)
     try:
         while seconds is None or time.monotonic() - began < seconds:
-            batch = [f for f in mutated(frames, seed + done, _ROUND) if len(f) >= MINIMUM_BYTES]
-            for frame, (verdict, sent) in zip(batch, forwarding.encapsulate(batch, counters), strict=True):
-                result = program.run(frame) if program is not None else "over"
-                if isinstance(result, bytes):
-                    agree = result == sent
-                else:
-                    agree = program is None or (result == "host") == (verdict == "host")
-                if not agree:
-                    raise SystemExit(f"fuzz: Cython says {verdict}, the program {result!r}: {frame.hex()}")
-            done += _ROUND
+            done += sum(next(part) for part in parts)
             if sys.stderr.isatty():
                 click.echo(
-                    f"\rfuzz: {done} frames, {done / (time.monotonic() - began):.0f} a second", nl=False, err=True
+                    f"\rfuzz: {done} packets, {done / (time.monotonic() - began):.0f} a second", nl=False, err=True
                 )
     except KeyboardInterrupt:
         pass
-    click.echo(f"\nfuzz: {done} frames, no disagreement", err=True)
+    except Disagreement as error:
+        raise SystemExit(f"fuzz: {error}") from error
+    finally:
+        for part in parts:
+            part.close()  # network namespaces go
+    click.echo(f"\nfuzz: {done} packets, no disagreement", err=True)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ cdef inline int run_cookie_program(int program_fd, uint32_t ifindex, CookieFrame
 
 
 cdef inline void ask_for_cookies(CookieQuestions* questions) noexcept nogil:
-    """Answers to all questions on the list, in one call of about 2 us for each 32."""
+    """Answers to all questions on the list, 32 in a call. One in a call takes 2.6 us, 32 take 6 to 9."""
     cdef int call
     cdef uint32_t i, n, bits
     cdef bint answered

@@ -86,7 +86,8 @@ class NetfilterEngine:
         try:
             program = syncookie.Program(self._ifindex)
         except DeviceError as error:
-            log.warning("SYN cookies are judged by the SYNs that the agent remembers, not by the kernel: %s", error)
+            reason = str(error).partition("\n")[0]
+            log.warning("SYN cookies are judged by the SYNs that the agent remembers, not by the kernel: %s", reason)
             return -1
         stack.callback(program.close)
         self.cookie_judge = "kernel"

@@ -18,6 +18,8 @@ CHECKS = (
     "tests/unit/test_too_big.py",
     "tests/unit/test_tags.py",
     "tests/unit/test_agent_decide.py",
+    "tests/unit/test_agent_corpus.py",
+    "tests/unit/test_agent_fuzz.py",
     "tests/unit/test_agent_properties.py",
     "tests/unit/test_table_engines.py",
     "tests/unit/test_table_zones.py",

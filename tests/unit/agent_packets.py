@@ -27,8 +27,8 @@ def ip(source: str, destination: str, protocol: int, payload: bytes, *, offset: 
     return struct.pack(">IHBB", 6 << 28, len(payload), protocol, 64) + a.packed + b.packed + payload
 
 
-def tcp(flags: int, *, seq: int = 1000, source_port: int = 4711, port: int = 80) -> bytes:
-    return struct.pack(">HHIIBBHHH", source_port, port, seq, 2000, 0x50, flags, 1024, 0, 0)
+def tcp(flags: int, *, seq: int = 1000, ack: int = 2000, source_port: int = 4711, port: int = 80) -> bytes:
+    return struct.pack(">HHIIBBHHH", source_port, port, seq, ack, 0x50, flags, 1024, 0, 0)
 
 
 def from_client(family: int, flags: int, **fields: int) -> bytes:
@@ -77,6 +77,11 @@ def with_length(packet: bytes, length: int) -> bytes:
     cut = bytearray(packet[:length])
     cut[2:4] = struct.pack(">H", length)
     cut[24:26] = struct.pack(">H", length - 20)
-    cut[10:12] = b"\0\0"
-    cut[10:12] = struct.pack(">H", internet_checksum(bytes(cut[:20])))
-    return bytes(cut)
+    return with_header_checksum(bytes(cut))
+
+
+def with_header_checksum(packet: bytes) -> bytes:
+    """An IPv4 packet with the right header checksum; the length nibble is believed."""
+    header = packet[: (packet[0] & 0x0F) * 4]
+    checksum = internet_checksum(header[:10] + b"\0\0" + header[12:])
+    return packet[:10] + struct.pack(">H", checksum) + packet[12:]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from scapy.layers.inet import IP
 
-from glb.wire.checksum import internet_checksum, udp_checksum
+from glb.wire.checksum import udp_checksum
 from glb.wire.gue import parse_tunnel
 from proxy_agent._verdict import Recollection, Settings, decide
 from proxy_agent.decide import BY_NAME, REASONS, Action
@@ -183,10 +183,7 @@ GOOD = p.tunnel(p.from_client(4, SYN))
 
 
 def checksummed(packet: bytearray) -> bytes:
-    packet[10:12] = b"\0\0"
-    header = (packet[0] & 0x0F) * 4
-    packet[10:12] = struct.pack(">H", internet_checksum(bytes(packet[:header])))
-    return bytes(packet)
+    return p.with_header_checksum(bytes(packet))
 
 
 OUTER = {
@@ -499,31 +496,6 @@ def test_every_reason_is_told_apart_and_explained() -> None:
     seen = {expected for _, _, expected in CASES.values()} | {expected for *_, expected in OUTER.values()}
     elsewhere = {"syn_cookie", "last_resort", "not_allowed", "ttl", "outer_checksum", "undelivered"}
     assert seen | elsewhere == set(BY_NAME)
-
-
-def test_random_mutations_never_do_more_than_get_a_reason() -> None:
-    """20,000 packets with a few bytes changed, half of them with lengths made to fit; what comes out is bounded."""
-    rng = random.Random(20231)
-    packets = [p.tunnel(inner, (p.NEXT, p.LAST)) for inner, _, _ in CASES.values()]
-    states = ("none", "listen", "established")
-    seen = set()
-    for _ in range(20_000):
-        packet = bytearray(rng.choice(packets))
-        for _ in range(rng.randrange(1, 5)):
-            packet[rng.randrange(28, len(packet))] = rng.choice((0, 1, 0x44, 0x7F, 0xFF, rng.randrange(256)))
-        mutated = bytes(packet)
-        if rng.random() < 0.5:
-            mutated = p.with_length(mutated, rng.randrange(28, len(mutated) + 1))
-        verdict = decide(mutated, SETTINGS, always(rng.choice(states)))
-        seen.add(verdict.reason)
-        if verdict.action is Action.ACCEPT:
-            assert verdict.packet in mutated
-        elif verdict.action is Action.BOUNCE:
-            assert len(verdict.packet) == len(mutated)
-            assert verdict.packet[40:] == mutated[40:]
-        else:
-            assert verdict.packet == b""
-    assert len(seen) >= 11
 
 
 def test_random_bytes_never_do_more_than_get_a_reason() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -40,6 +41,12 @@ def test_example_is_accepted_without_a_warning() -> None:
 
 def test_every_reason_is_listed_as_it_is_in_the_code() -> None:
     assert table("reason") == [[f"`{r.name}`", r.action.value, r.meaning] for r in REASONS]
+
+
+def test_every_known_difference_of_the_engines_is_listed_as_in_the_data_file() -> None:
+    lines = (DOCS.parent / "tests" / "vectors" / "agent_differences.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    assert table("packet") == [[f"`{e['name']}`", e["netfilter"], e["xdp"], e["why"]] for e in entries]
 
 
 def test_every_verdict_of_the_protocol_is_a_reason() -> None:
