@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import mmap
 import os
 import socket
 import struct
@@ -27,6 +26,7 @@ from statistics import mean
 
 from glb.wire.checksum import internet_checksum, ipv4_header, pseudo_header
 from glb.wire.gue import GUE_PORT, encapsulate
+from lab import ring
 
 ROUNDS = 5
 ROUND_S = 1.0
@@ -48,11 +48,6 @@ VARIANTS = {
     "bounce_without_ebpf": (ACK, False, 2000, False, False),
 }
 
-FRAME_BYTES = 256  # of the ring; a tunnel packet with a bare ACK is 94 bytes with Ethernet
-FRAMES = 4096
-PACKET_TX_RING, PACKET_VERSION, PACKET_QDISC_BYPASS = 13, 10, 20
-SOL_PACKET = 263
-TP_STATUS_SEND_REQUEST = 1
 CLONE_NEWNET = 0x40000000
 
 
@@ -234,25 +229,10 @@ def _generator(namespace: str, core: int, frames: list[bytes]) -> Iterator[None]
 
 
 def _flood(frames: list[bytes]) -> None:
-    """A PACKET_TX_RING filled by one copy and sent by one call: no work per packet in Python."""
-    sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-    sender.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, 1)
-    block = 4096
-    sender.setsockopt(
-        SOL_PACKET, PACKET_TX_RING, struct.pack("4I", block, FRAMES * FRAME_BYTES // block, FRAME_BYTES, FRAMES)
-    )
-    sender.bind(("eth0", 0))
-    ring = mmap.mmap(sender.fileno(), FRAMES * FRAME_BYTES)
-    header = struct.calcsize("LIIHHII")  # struct tpacket_hdr, TPACKET_V1
-    image = bytearray()
-    for i in range(FRAMES):
-        frame = frames[i % len(frames)]
-        # The packet starts behind the header, which the kernel rounds up to 16 bytes.
-        front = struct.pack("LIIHHII", TP_STATUS_SEND_REQUEST, len(frame), len(frame), 0, 0, 0, 0)
-        image += (front.ljust(-(-header // 16) * 16, b"\0") + frame).ljust(FRAME_BYTES, b"\0")
+    """One copy and one call for a ring full: no work per packet in Python."""
+    image, sender = ring.image(frames), ring.Ring("eth0")
     while True:
-        ring[:] = bytes(image)
-        sender.send(b"")
+        sender.send(image)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ class Contest:
         self._load = load
         self._far = far
         self._order = Order(_LINK, frame, 0.0, seconds)
-        self._ksoftirqd = _ksoftirqd(core)
+        self._ksoftirqd = ksoftirqd(core)
         self.cpu_ns: dict[str, list[float]] = {OURS: [], BASELINE: []}  # of the core, per frame that came back
 
     def ours(self) -> float:
@@ -169,7 +169,7 @@ class FarEnd:
         self.director.close()
 
 
-def _ksoftirqd(core: int) -> int:
+def ksoftirqd(core: int) -> int:
     """Process id of the core's kernel thread that takes over when softirqs do not end."""
     for path in Path("/proc").glob("[0-9]*/comm"):
         if path.read_text() == f"ksoftirqd/{core}\n":

@@ -81,29 +81,42 @@ static __always_inline int is_own(const struct glb_agent_settings *settings, __b
 
 static __always_inline int is_allowed(const struct glb_agent_settings *settings, __be32 address)
 {
-    struct glb_prefix4 key = {32, address};
+    struct glb_prefix4 key;
 
-    return in_short_list(settings->sources, address) || bpf_map_lookup_elem(&glb_sources, &key);
+    if (in_short_list(settings->sources, address))
+        return 1;
+    key.bits = 32;
+    key.address = address;
+    return bpf_map_lookup_elem(&glb_sources, &key) != 0;
 }
 
 static __always_inline int is_vip4(const struct glb_agent_settings *settings, __be32 address)
 {
-    struct glb_prefix4 key = {32, address};
+    struct glb_prefix4 key;
 
-    return in_short_list(settings->vips4, address) || bpf_map_lookup_elem(&glb_vips4, &key);
+    if (in_short_list(settings->vips4, address))
+        return 1;
+    key.bits = 32;
+    key.address = address;
+    return bpf_map_lookup_elem(&glb_vips4, &key) != 0;
 }
 
-static __always_inline int is_vip6(const struct glb_agent_settings *settings, const __be32 *address)
+/* `address`: its halves in memory order, as those of struct glb_masked6 are. */
+static __always_inline int is_vip6(const struct glb_agent_settings *settings, const __u64 *address)
 {
-    struct glb_prefix6 key = {128, {address[0], address[1], address[2], address[3]}};
-    /* In memory order, as the halves of struct glb_masked6 are. */
-    __u64 first = (__u64)address[1] << 32 | address[0], second = (__u64)address[3] << 32 | address[2];
+    __u64 first = address[0], second = address[1];
+    struct glb_prefix6 key;
 
 #pragma unroll
     for (int i = 0; i < GLB_SHORT_LIST; i++)
         if ((first & settings->vips6[i].mask[0]) == settings->vips6[i].network[0]
             && (second & settings->vips6[i].mask[1]) == settings->vips6[i].network[1])
             return 1;
+    key.bits = 128;
+    key.address[0] = first;
+    key.address[1] = first >> 32;
+    key.address[2] = second;
+    key.address[3] = second >> 32;
     return bpf_map_lookup_elem(&glb_vips6, &key) != 0;
 }
 

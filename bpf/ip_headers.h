@@ -27,4 +27,10 @@ struct ipv6 {
     __be32 destination[4];
 };
 
+/* Both addresses of an IPv6 header or of a socket's tuple, by halves: half the loads, and the kernel compares them by halves, too. */
+struct ipv6_pair {
+    __u64 source[2];
+    __u64 destination[2];
+} __attribute__((may_alias));
+
 #endif

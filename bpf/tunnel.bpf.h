@@ -89,6 +89,7 @@ struct tunnel {
     struct flow flow;
     const struct glb_agent_settings *settings;
 };
+_Static_assert(__builtin_offsetof(struct tunnel, flow) % 8 == 0, "IPv6 addresses are written into it by 8 bytes");
 
 const volatile struct glb_agent_options glb_agent_options = {};
 
@@ -287,6 +288,7 @@ static __always_inline __u32 quoted_ipv4(struct xdp_md *ctx, struct tunnel *t, _
 static __always_inline __u32 quoted_ipv6(struct xdp_md *ctx, struct tunnel *t, __u32 at)
 {
     struct ipv6 *ip = take(ctx, at, t->end, IPV6_BYTES);
+    struct ipv6_pair *addresses, *pair;
     __be16 *ports;
     __u64 walked;
 
@@ -294,7 +296,8 @@ static __always_inline __u32 quoted_ipv6(struct xdp_md *ctx, struct tunnel *t, _
         return missing(at, t->end, IPV6_BYTES, GLB_WHY_ICMP);
     if ((bpf_ntohl(ip->version_label) >> 28) != 6)
         return GLB_WHY_ICMP;
-    if (!is_vip6(t->settings, ip->source))
+    addresses = (void *)ip->source;
+    if (!is_vip6(t->settings, addresses->source))
         return GLB_WHY_NOT_VIP;
     walked = walk_extensions(ctx, at + IPV6_BYTES, t->end, ip->next_header);
     if ((walked & 0xff) == GLB_WHY_UNDELIVERED)
@@ -304,11 +307,11 @@ static __always_inline __u32 quoted_ipv6(struct xdp_md *ctx, struct tunnel *t, _
     ports = take(ctx, walked >> 16, t->end, 4);
     if (!ports)
         return missing(walked >> 16, t->end, 4, GLB_WHY_ICMP);
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        t->flow.tuple.ipv6.saddr[i] = ip->destination[i];
-        t->flow.tuple.ipv6.daddr[i] = ip->source[i];
-    }
+    pair = (void *)&t->flow.tuple;
+    pair->source[0] = addresses->destination[0];
+    pair->source[1] = addresses->destination[1];
+    pair->destination[0] = addresses->source[0];
+    pair->destination[1] = addresses->source[1];
     t->flow.tuple.ipv6.sport = ports[1];
     t->flow.tuple.ipv6.dport = ports[0];
     t->is_error = 1;
@@ -371,6 +374,7 @@ static __always_inline __u32 read_ipv4(struct xdp_md *ctx, struct tunnel *t)
 static __always_inline __u32 read_ipv6(struct xdp_md *ctx, struct tunnel *t)
 {
     struct ipv6 *ip = take(ctx, t->inner_at, t->end, IPV6_BYTES);
+    struct ipv6_pair *addresses;
     __u32 total, protocol, at;
     struct tcp *tcp;
     __u64 walked;
@@ -382,7 +386,8 @@ static __always_inline __u32 read_ipv6(struct xdp_md *ctx, struct tunnel *t)
     if ((bpf_ntohl(ip->version_label) >> 28) != 6 || t->inner_at + total > t->end)
         return GLB_WHY_MALFORMED;
     t->end = t->inner_at + total;
-    if (!is_vip6(t->settings, ip->destination))
+    addresses = (void *)ip->source;
+    if (!is_vip6(t->settings, addresses->destination))
         return GLB_WHY_NOT_VIP;
     protocol = ip->next_header;
     at = t->inner_at + IPV6_BYTES;
@@ -398,11 +403,7 @@ static __always_inline __u32 read_ipv6(struct xdp_md *ctx, struct tunnel *t)
         tcp = read_tcp(ctx, t, at);
         if (!tcp)
             return missing(at, t->end, TCP_BYTES, GLB_WHY_MALFORMED);
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            t->flow.tuple.ipv6.saddr[i] = ip->source[i];
-            t->flow.tuple.ipv6.daddr[i] = ip->destination[i];
-        }
+        *(struct ipv6_pair *)&t->flow.tuple = *addresses;
         t->flow.tuple.ipv6.sport = tcp->source;
         t->flow.tuple.ipv6.dport = tcp->destination;
         return tcp->flags & TCP_SYN ? GLB_WHY_SYN : LOOK_UP;

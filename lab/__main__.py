@@ -6,7 +6,9 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import click
 from rich.console import Console
@@ -73,8 +75,25 @@ def run_demo() -> None:
 
     Example: python -m lab demo
     """
+    _watch(demo.run)
+
+
+@main.command()
+@click.option("--syns-per-s", default=0.0, metavar="N", help="SYNs a second; as many as it goes otherwise.")
+def flood(syns_per_s: float) -> None:
+    """Flood the VIPs with SYNs from random addresses, with downloads on their way and a drain; exit 1 if one broke.
+
+    ENGINE= and DATAPATH= as for the demo.
+
+    Example: python -m lab flood
+    """
+    _watch(lambda screen: demo.run_flood(screen, syns_per_s))
+
+
+def _watch(scenario: Callable[[Screen], bool]) -> NoReturn:
+    """Run it on this terminal or pipe, and exit by whether it was good."""
     try:
-        good = demo.run(Screen(Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS)))
+        good = scenario(Screen(Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS)))
     except KeyboardInterrupt:
         raise LabError("interrupted; everything was removed") from None
     sys.exit(not good)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -81,6 +82,29 @@ class Fleet:
         """Start a killed glb-director again; return when the router sends to it."""
         self.directors[director.name].start()
         self.await_announced(self.directors, _START_DEADLINE_S)
+
+    def flood(self, syns_per_s: float) -> Program:
+        """Flood the VIPs with SYNs from the client's host until the program is stopped; 0: as fast as it goes."""
+        for network in (plan.FLOOD_V4, plan.FLOOD_V6):
+            self.lab.run(plan.ROUTER, ["ip", f"-{network.version}", "route", "replace", "blackhole", str(network)])
+        mac = json.loads(self.lab.run(plan.ROUTER, ["ip", "-j", "link", "show", plan.CLIENT.router_end]))[0]["address"]
+        argv = [sys.executable, "-m", "lab.flood", mac, str(syns_per_s)]
+        flood = self.lab.program(plan.CLIENT.name, "flood", argv).start()
+        until(lambda: "flooding" in flood.log.read_text(), "the flood to begin", _START_DEADLINE_S, needs=[flood])
+        return flood
+
+    def cookies_sent(self, proxy: plan.Host) -> int:
+        """How many SYN cookies the proxy's kernel has sent."""
+        names, numbers = self.lab.run(proxy.name, ["cat", "/proc/net/netstat"]).splitlines()[:2]
+        return int(numbers.split()[names.split().index("SyncookiesSent")])
+
+    def end_agent(self, proxy: plan.Host, number: signal.Signals) -> None:
+        self.agents[proxy.name].stop(number)
+
+    def begin_agent(self, proxy: plan.Host) -> None:
+        """Start an ended agent again; return when it answers, its program in the place of the last one's."""
+        self.agents[proxy.name].start()
+        self._await_agent(proxy)
 
     def glbctl(self, *arguments: str) -> str:
         """Run glbctl on the ops host; its stdout."""

@@ -21,6 +21,10 @@ DIRECTOR_AS = 65001
 CLIENTS_V4 = IPv4Network("198.18.0.0/16")
 CLIENTS_V6 = IPv6Network("2001:db8:c::/64")
 
+# Where a flood claims to come from: the router drops what is sent there.
+FLOOD_V4 = IPv4Network("198.19.0.0/16")
+FLOOD_V6 = IPv6Network("2001:db8:d::/64")
+
 ANNOUNCED_V4 = IPv4Network("203.0.113.0/24")
 ANNOUNCED_V6 = IPv6Network("2001:db8:f::/64")
 HTTP_PORT = 80

@@ -89,24 +89,25 @@ def site(standing_site: Site) -> Iterator[Site]:
 
 def tcp4(
     source: str,
-    port: int,
+    source_port: int,
     flags: int,
     *,
     destination: str = VIP4,
+    port: int = 80,
     seq: int = 1000,
     options: bytes = b"",
     payload: bytes = b"",
 ) -> bytes:
-    """An IPv4 TCP segment to port 80 with right checksums."""
-    segment = struct.pack(">HHIIBBHHH", port, 80, seq, 2000, 0x50, flags, 1024, 0, 0) + payload
+    """An IPv4 TCP segment with right checksums."""
+    segment = struct.pack(">HHIIBBHHH", source_port, port, seq, 2000, 0x50, flags, 1024, 0, 0) + payload
     addresses = IPv4Address(source), IPv4Address(destination)
     checksum = internet_checksum(pseudo_header(*addresses, 6, len(segment)) + segment)
     segment = segment[:16] + struct.pack(">H", checksum) + segment[18:]
     return ipv4_header(*addresses, 6, len(segment), options=options) + segment
 
 
-def tcp6(source: str, port: int, flags: int) -> bytes:
-    segment = struct.pack(">HHIIBBHHH", port, 80, 1000, 2000, 0x50, flags, 1024, 0, 0)
+def tcp6(source: str, source_port: int, flags: int, *, port: int = 80) -> bytes:
+    segment = struct.pack(">HHIIBBHHH", source_port, port, 1000, 2000, 0x50, flags, 1024, 0, 0)
     addresses = IPv6Address(source), IPv6Address(VIP6)
     checksum = internet_checksum(pseudo_header(*addresses, 6, len(segment)) + segment)
     segment = segment[:16] + struct.pack(">H", checksum) + segment[18:]
