@@ -20,6 +20,7 @@ _BENCHMARKS = {
     "xdp": "bench.xdp",
     "flat": "bench.flat",
     "agent": "bench.agent",
+    "flows": "bench.flows",
     "engines": "bench.table_engines",
 }
 
