@@ -30,8 +30,9 @@ MODULES = {
     "glb._bpf": ["bpf"],
     "glb._xsk": ["xdp", "bpf"],
     "proxy_agent._verdict": [],
+    "proxy_agent._flows": ["bpf"],
 }
-BPF_PROGRAMS = ["director", "second_chance", "syncookie"]
+BPF_PROGRAMS = ["director", "second_chance", "syncookie", "flows"]
 
 
 def source_of(module: str) -> str:

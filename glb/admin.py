@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import ipaddress
 import logging
 import os
@@ -16,7 +17,7 @@ from glb.version import __version__
 
 log = logging.getLogger(__name__)
 
-Answer = Callable[[], object]  # -> bytes (text as it is), or anything msgspec can put into JSON
+Answer = Callable[[], object]  # -> bytes (text as it is), or what msgspec can put into JSON; or an awaitable of either
 
 
 class NotReady(Exception):
@@ -41,6 +42,8 @@ def _page(answer: Answer) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(_: web.Request) -> web.Response:
         try:
             content = answer()
+            if inspect.isawaitable(content):
+                content = await content
         except NotReady as reason:
             return web.Response(status=503, text=f"{reason}\n")
         if isinstance(content, bytes):

@@ -1,4 +1,4 @@
-"""The kernel's TCP socket table, asked over NETLINK_SOCK_DIAG: exact look-ups in batches, and a count. Inline leaves, nogil."""
+"""The kernel's TCP socket table, asked over NETLINK_SOCK_DIAG: exact look-ups in batches. Inline leaves, nogil."""
 
 from libc.errno cimport EINTR, ENOENT, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -6,8 +6,7 @@ from libc.string cimport memcpy, memset
 from posix.time cimport timespec
 from posix.unistd cimport close
 
-from glb._wire cimport load_be32
-from proxy_agent._tunnel cimport AddressSet, Flow, find_address, load_be64
+from proxy_agent._tunnel cimport Flow
 
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -105,13 +104,10 @@ cdef extern from "<linux/inet_diag.h>" nogil:
 cdef enum:
     MAX_BATCH = 64           # packets of one batch, and so look-ups of one request
     DIAG_REPLY_BYTES = 1024  # an answer without extensions is about 150 bytes
-    DUMP_BYTES = 262144
     TCP_STATE_NONE = 0       # no socket at all
     TCP_STATE_FIN_WAIT2 = 5
     TCP_STATE_LISTEN = 10
     TCP_STATE_UNKNOWN = 255  # the kernel did not answer
-    # ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING
-    LIVE_STATES = (1 << 1) | (1 << 4) | (1 << 5) | (1 << 8) | (1 << 9) | (1 << 11)
 
 
 cdef struct DiagRequest:
@@ -216,52 +212,3 @@ cdef inline void ask_kernel(LookUps* look_ups) noexcept nogil:
             elif header.nlmsg_type == SOCK_DIAG_BY_FAMILY and length >= sizeof(nlmsghdr) + sizeof(inet_diag_msg):
                 look_ups.states[index] = (<inet_diag_msg*>(header + 1)).idiag_state
                 answered += 1
-
-
-cdef inline int count_flows(int fd, int family, uint8_t* buffer, const AddressSet* vips, uint64_t* counts) noexcept nogil:
-    """Dump one family's TCP sockets and add each live flow to its VIP's entry of `counts`. 0, or -errno.
-
-    Live: something may still be delivered. FIN_WAIT2 counts only while a process holds the socket (it may still read)."""
-    cdef DiagRequest request
-    cdef nlmsghdr* header
-    cdef inet_diag_msg* message
-    cdef ssize_t length
-    cdef size_t at
-    cdef long entry
-    cdef const uint8_t* local
-    memset(&request, 0, sizeof(request))
-    request.header.nlmsg_len = sizeof(request)
-    request.header.nlmsg_type = SOCK_DIAG_BY_FAMILY
-    request.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP
-    request.request.sdiag_family = family
-    request.request.sdiag_protocol = 6
-    request.request.idiag_states = LIVE_STATES
-    if send(fd, &request, sizeof(request), 0) < 0:
-        return -errno
-    while True:
-        length = recv(fd, buffer, DUMP_BYTES, 0)
-        if length < 0:
-            if errno == EINTR:
-                continue
-            return -errno
-        at = 0
-        while at + sizeof(nlmsghdr) <= <size_t>length:
-            header = <nlmsghdr*>(buffer + at)
-            if header.nlmsg_len < sizeof(nlmsghdr) or at + header.nlmsg_len > <size_t>length:
-                break
-            if header.nlmsg_type == NLMSG_DONE:
-                return 0
-            if header.nlmsg_type == NLMSG_ERROR:
-                return (<nlmsgerr*>(header + 1)).error
-            message = <inet_diag_msg*>(header + 1)
-            if message.idiag_state != TCP_STATE_FIN_WAIT2 or message.idiag_inode != 0:
-                local = <const uint8_t*>message.id.idiag_src
-                if message.idiag_family == AF_INET:
-                    entry = find_address(vips, local, 4)
-                elif load_be64(local) == 0 and load_be32(local + 8) == 0xffff:  # an IPv4 flow on a dual-stack socket
-                    entry = find_address(vips, local + 12, 4)
-                else:
-                    entry = find_address(vips, local, 6)
-                if entry >= 0:
-                    counts[entry] += 1
-            at += (header.nlmsg_len + 3) & ~<size_t>3

@@ -21,6 +21,7 @@ from posix.unistd cimport close
 from glb._siphash cimport sip_key
 from glb._wire cimport load_be16, store_be16
 from proxy_agent._cookie cimport *
+from proxy_agent._addresses cimport fill_set, free_set
 from proxy_agent._diag cimport *
 from proxy_agent._judge cimport *
 from proxy_agent._loop cimport *
@@ -42,31 +43,6 @@ DEFAULT_REMEMBER_MS = 2000
 
 # -- settings ----------------------------------------------------------------------------------------------------------
 
-cdef int fill_set(AddressSet* addresses, networks) except -1:
-    """Ranges of `networks` (ipaddress networks that do not overlap); `entry` is the position in the list given."""
-    v4 = sorted((int(n.network_address), int(n.broadcast_address), i) for i, n in enumerate(networks) if n.version == 4)
-    v6 = sorted((int(n.network_address), int(n.broadcast_address), i) for i, n in enumerate(networks) if n.version == 6)
-    cdef size_t k
-    cdef uint64_t low64 = <uint64_t>0xffffffffffffffff
-    addresses.v4 = <Range4*>calloc(len(v4) + 1, sizeof(Range4))
-    addresses.v6 = <Range6*>calloc(len(v6) + 1, sizeof(Range6))
-    if addresses.v4 == NULL or addresses.v6 == NULL:
-        raise MemoryError()
-    for k, (first, last, entry) in enumerate(v4):
-        addresses.v4[k].first = first
-        addresses.v4[k].last = last
-        addresses.v4[k].entry = entry
-    for k, (first, last, entry) in enumerate(v6):
-        addresses.v6[k].first_high = first >> 64
-        addresses.v6[k].first_low = first & low64
-        addresses.v6[k].last_high = last >> 64
-        addresses.v6[k].last_low = last & low64
-        addresses.v6[k].entry = entry
-    addresses.n_v4 = len(v4)
-    addresses.n_v6 = len(v6)
-    return 0
-
-
 cdef class Settings:
     """What packets are checked against; never changed, only replaced whole.
 
@@ -87,9 +63,9 @@ cdef class Settings:
         fill_set(&self.guard.own, list(ipaddress.collapse_addresses(n for n in own if n.version == 4)))
 
     def __dealloc__(self):
-        for addresses in (0, 1, 2):
-            free((&self.guard.sources if addresses == 0 else &self.guard.vips if addresses == 1 else &self.guard.own).v4)
-            free((&self.guard.sources if addresses == 0 else &self.guard.vips if addresses == 1 else &self.guard.own).v6)
+        free_set(&self.guard.sources)
+        free_set(&self.guard.vips)
+        free_set(&self.guard.own)
 
 
 cdef class Recollection:
@@ -417,32 +393,3 @@ cdef class Engine:
             "overruns": self.loop.overruns,
             "syn_cookies_in_use": bool(self.loop.cookies),
         }
-
-
-def live_flows(Settings settings not None):
-    """Live TCP flows whose local address is a VIP: a list of counts, one for each of `settings.vips`.
-
-    One dump per family, about 2 us per TCP socket of the host, without the GIL. DeviceError if the kernel refuses.
-    """
-    cdef size_t n = len(settings.vips)
-    cdef uint64_t* counts = <uint64_t*>calloc(n + 1, sizeof(uint64_t))
-    cdef uint8_t* buffer = <uint8_t*>calloc(1, DUMP_BYTES)
-    cdef int fd = open_netlink(NETLINK_SOCK_DIAG, 1 << 20, 1 << 16)
-    cdef int error = 0
-    try:
-        if counts == NULL or buffer == NULL:
-            raise MemoryError()
-        if fd < 0:
-            raise DeviceError(f"cannot list TCP sockets: {describe(errno)}")
-        with nogil:
-            error = count_flows(fd, AF_INET, buffer, &settings.guard.vips, counts)
-            if error == 0:
-                error = count_flows(fd, AF_INET6, buffer, &settings.guard.vips, counts)
-        if error < 0:
-            raise DeviceError(f"cannot list TCP sockets: {describe(-error)}")
-        return [counts[i] for i in range(n)]
-    finally:
-        if fd >= 0:
-            close(fd)
-        free(counts)
-        free(buffer)

@@ -107,6 +107,14 @@ class _Keys(msgspec.Struct, forbid_unknown_fields=True):
     hops: Hops = MAX_HOPS
 
 
+NETNS_DIR = "/run/netns"
+
+
+def namespace_path(name: str) -> str:
+    """Where a network namespace is found that `socket_namespaces` names."""
+    return name if "/" in name else f"{NETNS_DIR}/{name}"
+
+
 KEYS: tuple[str, ...] = _Keys.__struct_fields__
 
 

@@ -19,13 +19,12 @@ from glb import admin, systemd
 from glb.errors import ConfigError, DeviceError, GlbError, Problem
 from proxy_agent import clamp, netfilter, vips, xdp
 from proxy_agent import config as config_file
-from proxy_agent._verdict import Settings
 from proxy_agent.changes import Changes, sole_agent
 from proxy_agent.clamp import Clamp
 from proxy_agent.config import AgentConfig
 from proxy_agent.decide import REASONS, Action
 from proxy_agent.engine import Engine, Guard
-from proxy_agent.flows import flows_by_vip
+from proxy_agent.flows import FlowCounter
 from proxy_agent.metrics import Reading
 from proxy_agent.mss import FAMILIES
 from proxy_agent.nfqueue import NetfilterEngine
@@ -63,10 +62,10 @@ class Agent:
         self._path = path
         self._config = config
         self._changes = Changes(config.state_dir, config.interface)
-        self._settings = Settings(config.vips)
         self._warden = Warden(config.state_dir, config.interface, lock_fd)
         self._clamp = Clamp()
         self._engine: Engine | None = None
+        self._flows: FlowCounter | None = None
         self._reload_failures = 0
         self._loaded_at = time.time()
         self._reloading = asyncio.Lock()
@@ -130,11 +129,15 @@ class Agent:
         if engine.name == "netfilter" and xdp.detach(config):
             log.warning("taken off %s: the XDP program of an agent with another engine", config.interface)
 
+        self._flows = await asyncio.to_thread(FlowCounter)
+        stack.callback(self._flows.close)
+        if self._flows.refusal:
+            log.info("flows are counted by inet_diag, 2 us for each socket of the host: %s", self._flows.refusal)
         pages: dict[str, tuple[str, admin.Answer]] = {
-            "/metrics": ("counters for Prometheus", lambda: self._read().prometheus()),
+            "/metrics": ("counters for Prometheus", self._metrics),
             "/healthz": ("the process is alive", lambda: b"ok\n"),
             "/readyz": ("the engine judges packets", self._ready),
-            "/status": ("engine, VIPs, flows and counters as JSON", lambda: self._read().status()),
+            "/status": ("engine, VIPs, flows and counters as JSON", self._status),
         }
         server = await admin.serve(admin.make_app("glb-proxy-agent", pages), str(config.admin))
         stack.push_async_callback(server.cleanup)
@@ -184,7 +187,6 @@ class Agent:
     async def _guard(self) -> Guard:
         """By the configuration in force and the addresses that the host has now."""
         own = await asyncio.to_thread(vips.own_ipv4_addresses)
-        self._settings = Settings(self._config.vips)
         config = self._config
         return Guard(config.vips, config.allowed_sources, tuple(own), config.socket_namespaces)
 
@@ -263,15 +265,26 @@ class Agent:
 
     # -- telling -------------------------------------------------------------------------------------------------------
 
-    def _read(self) -> Reading:
-        assert self._engine is not None
+    async def _metrics(self) -> bytes:
+        return (await self._read()).prometheus()
+
+    async def _status(self) -> dict[str, object]:
+        return (await self._read()).status()
+
+    async def _read(self) -> Reading:
+        assert self._engine is not None and self._flows is not None
+        # In a thread: a host may have very many sockets.
+        flows = await asyncio.to_thread(self._flows.count, self._config.vips, self._config.socket_namespaces)
         return Reading(
             engine=self._engine.name,
             counters=self._engine.counters(),
             bounced_by_hop=self._engine.bounced_by_hop(),
             internals=self._engine.internals(),
             cookie_judge=self._engine.cookie_judge,
-            flows=flows_by_vip(self._settings),
+            flows=flows.by_vip,
+            binds=flows.binds,
+            flows_counted_by=flows.counted_by,
+            flows_problems=flows.problems,
             queue=self._engine.queue(),
             mss={FAMILIES[family]: value for family, value in self._clamp.in_force.items()},
             mss_problem=self._clamp.problem,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -12,6 +13,9 @@ from prometheus_client.registry import Collector
 
 from glb.version import __version__
 from proxy_agent.decide import REASONS, Action
+
+if TYPE_CHECKING:
+    from proxy_agent.flows import BindFlows
 
 QUEUES = Path("/proc/net/netfilter/nfnetlink_queue")
 
@@ -25,6 +29,9 @@ class Reading:
     bounced_by_hop: dict[int, int]  # by position in the GUE header's list, from 0
     internals: dict[str, int]  # of the verdict loop
     flows: dict[str, int]  # live flows by VIP
+    binds: tuple[BindFlows, ...] = ()  # the same by port
+    flows_counted_by: str = "bpf"
+    flows_problems: tuple[str, ...] = ()  # what was not counted, and why
     queue: dict[str, int] = field(default_factory=dict)  # of the kernel's queue
     mss: dict[str, int] = field(default_factory=dict)  # by ipv4, ipv6; 0: not clamped
     mss_problem: str | None = None  # why it is not, if it should be
@@ -40,6 +47,12 @@ class Reading:
             "vips": list(self.flows),
             "flows": self.flows,
             "flows_total": sum(self.flows.values()),
+            "binds": [
+                {"address": bind.address, "protocol": "tcp", "port": bind.port, "flows": bind.flows}
+                for bind in self.binds
+            ],
+            "flows_counted_by": self.flows_counted_by,
+            "flows_problems": list(self.flows_problems),
             "counters": self.counters,
             "bounced_by_hop": {str(hop + 1): count for hop, count in self.bounced_by_hop.items()},
             "syn_cookies_in_use": bool(self.internals["syn_cookies_in_use"]),
@@ -111,6 +124,10 @@ class _Families(Collector):
         for vip, count in r.flows.items():
             flows.add_metric([vip], count)
         yield flows
+        binds = GaugeMetricFamily("glb_agent_bind_flows", "Live TCP flows by VIP and port", labels=["vip", "port"])
+        for bind in r.binds:
+            binds.add_metric([bind.address, "other" if bind.port is None else str(bind.port)], bind.flows)
+        yield binds
         yield CounterMetricFamily(
             "glb_agent_look_ups", "Questions to the kernel's socket table", value=r.internals["look_ups"]
         )

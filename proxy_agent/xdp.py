@@ -23,7 +23,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from glb import _bpf, pin
 from glb.errors import DeviceError
 from proxy_agent.changes import ENGINE, Changes
-from proxy_agent.config import MAX_NAMESPACES, AgentConfig, Network
+from proxy_agent.config import MAX_NAMESPACES, AgentConfig, Network, namespace_path
 from proxy_agent.decide import BY_NAME, REASONS
 from proxy_agent.engine import ENGINE_SYSCTLS, Guard
 
@@ -42,7 +42,6 @@ SHORT_LIST = 4
 ASKED = ("established", "syn_cookie", "icmp_error", "last_resort", "bounce", "ttl")  # decided by a look-up
 ANY_SOURCE = (ip_network("0.0.0.0/0"),)
 NAMESPACES_EVERY_S = 2.0
-NETNS_DIR = "/run/netns"
 UNKNOWN_NSID = 0xFFFFFFFF
 COOKIES_FOR_S = 10.0  # cookies count as in use this long after the last one was seen to be sent
 NETSTAT = Path("/proc/net/netstat")
@@ -325,7 +324,7 @@ def namespace_ids(names: Iterable[str]) -> dict[str, int]:
     with IPRoute() as ipr:
         for name in names:
             try:
-                fd = os.open(name if "/" in name else f"{NETNS_DIR}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+                fd = os.open(namespace_path(name), os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
                 continue
             try:

@@ -25,6 +25,7 @@ from glb.store import open_store
 from glb.table.config import parse_tables
 from proxy_agent import config as agent_config
 from proxy_agent.decide import REASONS
+from proxy_agent.flows import BindFlows
 from proxy_agent.metrics import Reading, _Families
 
 ROOT = Path(__file__).parent.parent.parent
@@ -188,7 +189,8 @@ def agent_metrics() -> dict[str, tuple[str, set[str]]]:
     names = ("look_ups", "recalled", "cookies_judged", "by_host", "verdict_errors", "overruns", "syn_cookies_in_use")
     internals = dict.fromkeys(names, 0)
     counters = {reason.name: 0 for reason in REASONS}
-    return exposed(_Families(Reading("netfilter", counters, {0: 1}, internals, {"203.0.113.10": 0})))
+    binds = (BindFlows("203.0.113.10", 443, 0),)
+    return exposed(_Families(Reading("netfilter", counters, {0: 1}, internals, {"203.0.113.10": 0}, binds)))
 
 
 def test_metrics_are_those_of_the_code() -> None:
