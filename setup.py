@@ -28,10 +28,11 @@ MODULES = {
     "glb._rendezvous": [],
     "glb._fastpath": [],
     "glb._bpf": ["bpf"],
+    "glb._capture": ["bpf"],
     "glb._xsk": ["xdp", "bpf"],
     "proxy_agent._verdict": [],
 }
-BPF_PROGRAMS = ["director", "second_chance"]
+BPF_PROGRAMS = ["director", "capture", "second_chance"]
 
 
 def source_of(module: str) -> str:

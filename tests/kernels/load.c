@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* The first and only program of a kernel under test: loads the director's eBPF program with each set of options that makes
- * another program of it, and prints what the verifier made of it, one line each. Ends the machine if it is its first process.
+/* The first and only program of a kernel under test: loads the director's eBPF program, and the capturing one, with each set of
+ * options that makes another program of it, and prints what the verifier made of it, one line each. Ends the machine if it is
+ * its first process.
  *
- * load OBJECT; without arguments /director.bpf.o.
+ * load DIRECTORY: where director.bpf.o and capture.bpf.o are; without arguments the root.
  */
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
@@ -26,6 +27,8 @@ static const struct {
     {"alternative row", {.accelerate = 1, .hash_fields = 1, .alt_hash_fields = 2, .ifindex = 1}},
     {"all fields, both", {.accelerate = 1, .hash_fields = 15, .alt_hash_fields = 15, .ifindex = 1}},
 };
+
+static const char *const objects[] = {"director", "capture"};
 
 static char log_text[1 << 16];
 static size_t log_used;
@@ -57,21 +60,24 @@ static int set_options(struct bpf_object *object, const struct glb_options *opti
     return -1;
 }
 
-static int load(const char *path, const char *release, const char *name, const struct glb_options *options)
+static int load(const char *directory, const char *what, const char *release, const char *name, const struct glb_options *options)
 {
-    struct bpf_object *object = bpf_object__open_file(path, NULL);
+    char path[4096];
+    struct bpf_object *object;
     struct bpf_prog_info info = {};
     __u32 length = sizeof info;
     struct bpf_program *program;
 
+    snprintf(path, sizeof path, "%s/%s.bpf.o", directory, what);
+    object = bpf_object__open_file(path, NULL);
     if (!object || set_options(object, options) || bpf_object__load(object)) {
-        printf("REFUSED %s: %s\n%s\n", release, name, log_text);
+        printf("REFUSED %s: %s: %s\n%s\n", release, what, name, log_text);
         log_used = 0;
         return 1;
     }
-    program = bpf_object__find_program_by_name(object, "glb_director");
+    program = bpf_object__next_program(object, NULL); /* the only one */
     bpf_obj_get_info_by_fd(bpf_program__fd(program), &info, &length);
-    printf("LOADED %-28s %-18s %6u instructions verified, %5u in the program, %6u bytes of machine code\n", release, name,
+    printf("LOADED %-28s %-9s %-18s %6u instructions verified, %5u in the program, %6u bytes of machine code\n", release, what, name,
            info.verified_insns, info.xlated_prog_len / 8, info.jited_prog_len);
     bpf_object__close(object);
     return 0;
@@ -79,7 +85,7 @@ static int load(const char *path, const char *release, const char *name, const s
 
 int main(int n, char **arguments)
 {
-    const char *path = n > 1 ? arguments[1] : "/director.bpf.o";
+    const char *directory = n > 1 ? arguments[1] : "";
     int refused = 0;
     struct utsname system;
 
@@ -87,8 +93,9 @@ int main(int n, char **arguments)
         mount("sys", "/sys", "sysfs", 0, NULL);
     libbpf_set_print(keep_log);
     uname(&system);
-    for (size_t i = 0; i < sizeof variants / sizeof *variants; i++)
-        refused += load(path, system.release, variants[i].name, &variants[i].options);
+    for (size_t object = 0; object < sizeof objects / sizeof *objects; object++)
+        for (size_t i = 0; i < sizeof variants / sizeof *variants; i++)
+            refused += load(directory, objects[object], system.release, variants[i].name, &variants[i].options);
     printf("DONE %d refused\n", refused);
     fflush(stdout);
     if (getpid() == 1)

@@ -1,4 +1,4 @@
-"""``make kernels``: the director's eBPF program is accepted by the verifiers of the kernels that we support.
+"""``make kernels``: the director's eBPF program, plain and capturing, is accepted by the kernels that we support.
 
 Debian's kernels are downloaded as packages and booted in qemu, with tests/kernels/load.c as their only program; the
 running kernel is asked too. Prints a line for each kernel and set of options, with instruction counts; ends with 1 if
@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-OBJECT = ROOT / "glb" / "bpf_objects" / "director.bpf.o"
+OBJECTS = ROOT / "glb" / "bpf_objects"
 SERIES = ("6.1", "6.12")
 _BOOT_S = 300
 _NEEDED = ("qemu-system-x86_64", "gcc", "apt-get", "apt-cache", "dpkg-deb")
@@ -101,10 +101,11 @@ def main() -> None:
         loader = build_loader(directory)
         accepted = [True]
         if os.geteuid() == 0:
-            here = subprocess.run([str(loader), str(OBJECT)], capture_output=True, text=True, check=False)
+            here = subprocess.run([str(loader), str(OBJECTS)], capture_output=True, text=True, check=False)
             accepted.append(verdict(here.stdout))
         initrd = directory / "initrd"
-        initrd.write_bytes(archive({"sys": b"", "init": loader.read_bytes(), "director.bpf.o": OBJECT.read_bytes()}))
+        objects = {f"{name}.bpf.o": (OBJECTS / f"{name}.bpf.o").read_bytes() for name in ("director", "capture")}
+        initrd.write_bytes(archive({"sys": b"", "init": loader.read_bytes(), **objects}))
         accepted += [verdict(boot(download(series, directory), initrd)) for series in SERIES]
     sys.exit(0 if all(accepted) else 1)
 
