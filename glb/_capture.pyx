@@ -52,6 +52,7 @@ cdef extern from *:
     """
     #include <linux/perf_event.h>
     #include <poll.h>
+    #include <unistd.h>
     static int glb_wait_readable(int fd, int timeout_ms)
     {
         struct pollfd waited = {fd, POLLIN, 0};
@@ -59,6 +60,7 @@ cdef extern from *:
     }
     """
     int glb_wait_readable(int fd, int timeout_ms) nogil
+    int close(int fd) nogil
 
 
 ANY_TABLE = GLB_ANY_TABLE
@@ -207,6 +209,11 @@ cdef class KernelTap:
     cdef perf_buffer* buffer
     cdef list packets
     cdef int at_most
+    cdef int map_fd
+
+    def __cinit__(self, int map_fd):
+        # Of its own: at the end libbpf removes entries by this number, which must not have become another map's.
+        self.map_fd = os.dup(map_fd)
 
     def __init__(self, int map_fd):
         cdef perf_event_attr attributes
@@ -220,7 +227,7 @@ cdef class KernelTap:
         attributes.watermark = 1
         attributes.wakeup_watermark = _KERNEL_BYTES // 2
         self.packets = []
-        self.buffer = perf_buffer__new_raw(map_fd, _KERNEL_BYTES // os.sysconf("SC_PAGESIZE"), &attributes, _taken,
+        self.buffer = perf_buffer__new_raw(self.map_fd, _KERNEL_BYTES // os.sysconf("SC_PAGESIZE"), &attributes, _taken,
                                            <void*>self, NULL)
         if self.buffer == NULL:
             raise DeviceError("buffers for captured packets (perf events): refused; run as root or with CAP_PERFMON, and "
@@ -239,3 +246,4 @@ cdef class KernelTap:
     def __dealloc__(self):
         if self.buffer != NULL:
             perf_buffer__free(self.buffer)
+        close(self.map_fd)  # not os.close: that module may be gone when the interpreter ends
