@@ -151,7 +151,7 @@ class _File:
         return first
 
     def add(self, frames: Sequence[tuple[bytes, bool]]) -> bool:
-        """Blocks of frames, each with whether it begins a packet; False: from some packet on they are beyond the limit."""
+        """Blocks of frames, each with whether it begins a packet; False: some packet was beyond the limit."""
         taken = []
         with self._lock:
             for block, is_new in frames:
