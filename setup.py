@@ -28,11 +28,12 @@ MODULES = {
     "glb._rendezvous": [],
     "glb._fastpath": [],
     "glb._bpf": ["bpf"],
+    "glb._capture": ["bpf"],
     "glb._xsk": ["xdp", "bpf"],
     "proxy_agent._verdict": [],
     "proxy_agent._flows": ["bpf"],
 }
-BPF_PROGRAMS = ["director", "second_chance", "syncookie", "flows"]
+BPF_PROGRAMS = ["director", "capture", "second_chance", "syncookie", "flows"]
 
 
 def source_of(module: str) -> str:

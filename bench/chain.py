@@ -11,6 +11,7 @@ from pathlib import Path
 from bench import compiled, samples
 from bench.errors import BenchError
 from glb import _bpf
+from glb._capture import Wanted
 from glb.director.config import Config
 from glb.director.forwarding import Published, compile_forwarding
 from glb.table.config import parse_tables
@@ -25,20 +26,24 @@ _ALL_CLIENTS = 0xFFFFFFFF
 class Director:
     """bpf/director.bpf.c with tables to forward by, not attached to anything."""
 
-    def __init__(self, tables: str, ifindex: int = 1, path: Path | None = None) -> None:
+    def __init__(self, tables: str, ifindex: int = 1, path: Path | None = None, capture: Wanted | None = None) -> None:
         """`ifindex`: where frames come in and tunnel packets leave, so by XDP_TX; 1 is that of test runs.
 
-        `path`: another object than the installed one, to compare the two.
+        `path`: another object than the installed one, to compare the two. `capture`: the capturing program.
         """
         self.published = _publish(tables)
         forwarding = self.published.forwarding
-        path = path or Path(str(files("glb"))) / "bpf_objects" / "director.bpf.o"
-        self._object = _bpf.BpfObject(path, forwarding.options(accelerate=True, ifindex=ifindex))
+        path = path or Path(str(files("glb"))) / "bpf_objects" / f"{'capture' if capture else 'director'}.bpf.o"
+        maps = {"glb_capture": capture.memory.fds[0]} if capture else {}
+        self._object = _bpf.BpfObject(path, forwarding.options(accelerate=True, ifindex=ifindex), maps)
         for slot, fd in enumerate(forwarding.rows_memory.fds):
             _bpf.update_map(self._object.map("glb_chunks"), slot.to_bytes(4, "little"), fd.to_bytes(4, "little"))
         (fd,) = forwarding.generation_memory.fds
         _bpf.update_map(self._object.map("glb_generations"), _FIRST, fd.to_bytes(4, "little"))
-        self.program = self._object.program("glb_director")
+        self.program = self._object.program("glb_capturing" if capture else "glb_director")
+
+    def map(self, name: str) -> int:
+        return self._object.map(name)
 
     def sent(self) -> int:
         """Tunnel packets so far."""

@@ -88,6 +88,8 @@ struct packet {
     __u32 inner_protocol;
 };
 
+#include "capture.bpf.h" /* needs struct packet */
+
 static __always_inline void count(__u32 which)
 {
     __u64 *value = bpf_map_lookup_elem(&glb_counters, &which);
@@ -389,11 +391,19 @@ static __always_inline int encapsulate(struct xdp_md *ctx, const struct glb_gene
     return send_to(ctx, generation, primary, received, egress);
 }
 
-static __always_inline int hand_over(struct xdp_md *ctx)
+static __always_inline int to_host(struct xdp_md *ctx, const struct glb_generation *generation)
+{
+    capture_frame(ctx, generation, GLB_HOST);
+    return XDP_PASS;
+}
+
+static __always_inline int hand_over(struct xdp_md *ctx, const struct glb_generation *generation)
 {
     long action = bpf_redirect_map(&glb_sockets, ctx->rx_queue_index, XDP_DROP);
 
     count(action == XDP_REDIRECT ? COUNT_HANDED_OVER : COUNT_NO_SOCKET);
+    if (action != XDP_REDIRECT)
+        capture_frame(ctx, generation, GLB_LOST_NO_SOCKET);
     return action;
 }
 
@@ -401,7 +411,8 @@ static __always_inline int forward(struct xdp_md *ctx, const struct glb_generati
 {
     __u64 alt_hash = 0, hash;
     const struct glb_table *table;
-    int action;
+    struct glb_captured taken;
+    int action, wanted;
 
     if (generation->n_tables == 1) /* a guess that the processor makes before it knows the bind: the hash need not wait */
         packet->table = 0;
@@ -410,8 +421,13 @@ static __always_inline int forward(struct xdp_md *ctx, const struct glb_generati
     hash = flow_hash(&packet->flow, n_address, glb_options.hash_fields, table->key0, table->key1);
     if (glb_options.alt_hash_fields)
         alt_hash = flow_hash(&packet->flow, n_address, glb_options.alt_hash_fields, table->key0, table->key1);
+    wanted = capture_received(ctx, &taken, table, packet, hash, n_address);
     action = encapsulate(ctx, generation, table, packet, hash, alt_hash);
-    return action < 0 ? hand_over(ctx) : action;
+    if (action < 0)
+        return hand_over(ctx, generation);
+    if (wanted)
+        capture_sent(ctx, &taken);
+    return action;
 }
 
 /* Accepts frames of several buffers (jumbo MTU on the interface), as drivers demand it there before they attach anything. */
@@ -441,16 +457,16 @@ int glb_director(struct xdp_md *ctx)
             if (verdict == ENCAPSULATE)
                 return forward(ctx, generation, &packet, 1);
             if (verdict == PASS)
-                return XDP_PASS;
+                return to_host(ctx, generation);
         } else if (ethertype == bpf_htons(GLB_ETH_P_IPV6)) {
             verdict = common_ipv6(generation, data, data_end, &packet);
             if (verdict == ENCAPSULATE)
                 return forward(ctx, generation, &packet, 4);
             if (verdict == PASS)
-                return XDP_PASS;
+                return to_host(ctx, generation);
         }
     }
-    return classify(ctx, generation, data, data_end) == PASS ? XDP_PASS : hand_over(ctx);
+    return classify(ctx, generation, data, data_end) == PASS ? to_host(ctx, generation) : hand_over(ctx, generation);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -31,6 +31,7 @@ cdef extern from "bpf/libbpf.h" nogil:
     const char* bpf_map__name(const bpf_map* map)
     int bpf_map__set_initial_value(bpf_map* map, const void* data, size_t size)
     int bpf_map__fd(const bpf_map* map)
+    int bpf_map__reuse_fd(bpf_map* map, int fd)
     int bpf_xdp_query(int ifindex, int flags, bpf_xdp_query_opts* opts)
     int libbpf_num_possible_cpus()
 
@@ -178,8 +179,9 @@ cdef class BpfObject:
     cdef bpf_object* object
     cdef str path
 
-    def __init__(self, path, bytes constants=None):
-        """`constants`: the program's read-only variables, as the bytes of their section."""
+    def __init__(self, path, bytes constants=None, reuse=()):
+        """`constants`: the program's read-only variables, as the bytes of their section. `reuse`: {map name: file descriptor}
+        of maps that are there already."""
         cdef bpf_map* map = NULL
         self.path = os.fspath(path)
         glb_start_log()
@@ -197,6 +199,10 @@ cdef class BpfObject:
             result = bpf_map__set_initial_value(map, <const char*>constants, len(constants))
             if result < 0:
                 raise _failed(f"setting the constants of {self.path}", result)
+        for name, fd in dict(reuse).items():
+            result = bpf_map__reuse_fd(bpf_object__find_map_by_name(self.object, name.encode()), fd)
+            if result < 0:
+                raise _failed(f"giving {self.path} the map {name}", result)
         result = bpf_object__load(self.object)
         if result < 0:
             bpf_object__close(self.object)

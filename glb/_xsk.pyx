@@ -13,8 +13,9 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from glb._capture cimport Tap, run_tapped
 from glb._egress cimport GLB_EGRESS_FRAMES, glb_depart, glb_departures, glb_open_egress, glb_send_departures
-from glb._fastpath cimport BATCH, GLB_DROP_STALE_BIND, GLB_HOST, CounterBlock, Counters, Forwarding, Packet, Plan, run_batch
+from glb._fastpath cimport BATCH, GLB_DROP_STALE_BIND, GLB_HOST, CounterBlock, Counters, Forwarding, Packet, Plan
 from glb._xdp_rings cimport (
     XDP_OPTIONS, XDP_OPTIONS_ZEROCOPY, XDP_STATISTICS, XDP_USE_NEED_WAKEUP, XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD,
     xdp_desc, xdp_options, xdp_statistics, xsk_prod_nb_free, xsk_ring_cons, xsk_ring_cons__comp_addr,
@@ -137,6 +138,7 @@ cdef class Worker:
     cdef uint32_t n_free
     cdef uint32_t in_flight        # submitted to the transmit ring, not completed
     cdef void* generation          # Generation*, swapped by publish
+    cdef void* tapped              # Tap* of a capture, or NULL
     cdef unsigned long long epoch  # turns of the loop that have ended
     cdef int event
     cdef int fd
@@ -247,7 +249,6 @@ cdef class Worker:
         cdef CounterBlock counters = forwarding.new_counters()
         cdef Generation* generation = <Generation*>calloc(1, sizeof(Generation))
         cdef Generation* old
-        cdef unsigned long long epoch
         if generation == NULL:
             raise MemoryError
         generation.plan = forwarding.plan
@@ -256,13 +257,23 @@ cdef class Worker:
             old = <Generation*>self.generation
             # The new tables are live after this call.
             glb_store_pointer(&self.generation, generation)
-            epoch = glb_load_u64(&self.epoch)
-            while self.running and glb_load_u64(&self.epoch) == epoch:
-                os.eventfd_write(self.event, 1)
-                with nogil:
-                    glb_wait(-1, -1, 1)
+            self._end_turn()
             free(old)
             self._keep = [forwarding, counters]
+
+    def tap(self, size_t address):
+        """Captured packets go to the Tap (_capture.pxd) there, or nowhere (0); when this returns the one before is not used."""
+        with self._lock:
+            glb_store_pointer(&self.tapped, <void*>address)
+            self._end_turn()
+
+    cdef _end_turn(self):
+        """Wait until what began before this call has ended."""
+        cdef unsigned long long epoch = glb_load_u64(&self.epoch)
+        while self.running and glb_load_u64(&self.epoch) == epoch:
+            os.eventfd_write(self.event, 1)
+            with nogil:
+                glb_wait(-1, -1, 1)
 
     # -- the thread
 
@@ -290,8 +301,7 @@ cdef class Worker:
         cdef const Generation* generation = <const Generation*>glb_load_pointer(&self.generation)
         cdef const xdp_desc* received
         cdef xdp_desc* sent
-        cdef uint32_t index = 0, slot = 0
-        cdef uint32_t n, i, n_sent = 0
+        cdef uint32_t index = 0, slot = 0, n, i, n_sent = 0
         n = xsk_ring_cons__peek(&self.rx, BATCH, &index)
         if n == 0:
             self._send()
@@ -309,7 +319,7 @@ cdef class Worker:
             packets[i].length = received.len
         xsk_ring_cons__release(&self.rx, n)
         self.received += n
-        run_batch(generation.plan, generation.counters, packets, n)
+        run_tapped(<Tap*>glb_load_pointer(&self.tapped), generation.plan, generation.counters, packets, n)
         for i in range(n):
             if packets[i].sends and not packets[i].egress:
                 n_sent += 1
@@ -356,8 +366,7 @@ cdef class Worker:
 
     cdef void _reclaim(self) noexcept nogil:
         cdef uint32_t index = 0
-        cdef uint32_t n = xsk_ring_cons__peek(&self.completion, RING_ENTRIES, &index)
-        cdef uint32_t i
+        cdef uint32_t i, n = xsk_ring_cons__peek(&self.completion, RING_ENTRIES, &index)
         for i in range(n):
             self.free_chunks[self.n_free] = (
                 xsk_ring_cons__comp_addr(&self.completion, index + i)[0] & ~<uint64_t>(CHUNK_BYTES - 1))

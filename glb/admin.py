@@ -1,4 +1,4 @@
-"""The admin endpoint that director and agent serve: GET only, on loopback or a unix socket unless told otherwise."""
+"""The admin endpoint of director and agent, on loopback or a unix socket unless told otherwise. GET changes nothing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 
 import msgspec
 from aiohttp import web
@@ -18,16 +19,20 @@ from glb.version import __version__
 log = logging.getLogger(__name__)
 
 Answer = Callable[[], object]  # -> bytes (text as it is), or what msgspec can put into JSON; or an awaitable of either
+Post = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class NotReady(Exception):
     """What /readyz raises while the program is not doing its work; the text says why."""
 
 
-def make_app(title: str, pages: Mapping[str, tuple[str, Answer]]) -> web.Application:
-    """An application with one GET page per path; `pages` maps path to (what it is, its content)."""
+def make_app(
+    title: str, pages: Mapping[str, tuple[str, Answer]], posts: Mapping[str, tuple[str, Post]] = MappingProxyType({})
+) -> web.Application:
+    """An application with one GET page per path, and what is POSTed to; both map path to (what it is, its content)."""
     app = web.Application()
     index = "".join(f"{path:12} {text}\n" for path, (text, _) in pages.items())
+    index += "".join(f"{path:12} POST: {text}\n" for path, (text, _) in posts.items())
 
     async def root(_: web.Request) -> web.Response:
         return web.Response(text=f"{title} {__version__}\n\n{index}")
@@ -35,6 +40,8 @@ def make_app(title: str, pages: Mapping[str, tuple[str, Answer]]) -> web.Applica
     app.router.add_get("/", root)
     for path, (_, answer) in pages.items():
         app.router.add_get(path, _page(answer))
+    for path, (_, post) in posts.items():
+        app.router.add_post(path, post)
     return app
 
 

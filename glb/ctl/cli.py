@@ -14,6 +14,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "table": ("glb.ctl.table", "table", "Check, show, compare, build and apply forwarding tables."),
     "flow": ("glb.ctl.flow", "flow", "Follow one flow through the tables."),
     "status": ("glb.ctl.status", "status", "Directors, digests, backends, states, health, flows."),
+    "capture": ("glb.ctl.capture", "capture", "Packets of directors into a pcapng file, with their verdicts."),
     "fill": ("glb.ctl.verbs", "fill", "Give a backend new flows (again)."),
     "activate": ("glb.ctl.verbs", "activate", "Say that a filled backend has settled."),
     "drain": ("glb.ctl.verbs", "drain", "Give a backend no new flows; old ones go on."),
@@ -54,8 +55,9 @@ class _LazyGroup(click.Group):
 def main() -> None:
     """Ask and change a fleet of GLB directors.
 
-    Nouns read (table, flow, status), verbs change (fill, activate, drain, deactivate, settle, table apply). Data goes
-    to stdout, talk to stderr. Exit codes: 0 ok, 1 failed, 2 usage, 3 a check found problems or a change is not safe.
+    Nouns read (table, flow, status, capture), verbs change (fill, activate, drain, deactivate, settle, table apply).
+    Data goes to stdout, talk to stderr. Exit codes: 0 ok, 1 failed, 2 usage, 3 a check found problems or a change is
+    not safe.
 
     \b
     Example:

@@ -6,8 +6,9 @@ import http.client
 import ipaddress
 import json
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -62,6 +63,9 @@ class Endpoint:
 
     url: str
     address: Address | None = None
+
+
+LOCAL_DIRECTOR = Endpoint("http://127.0.0.1:9523")  # the default of `admin` in director.toml
 
 
 # ---- options
@@ -139,26 +143,38 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def ask(url: str, path: str = "/status") -> dict[str, Any]:
-    """GET a JSON object. UnreachableError with the reason."""
+@contextmanager
+def request(
+    url: str, path: str, *, timeout_s: float = ASK_TIMEOUT_S, body: object = None
+) -> Iterator[http.client.HTTPResponse]:
+    """GET a path, or POST `body` as JSON to it: the reply. UnreachableError with the reason, also while it is read."""
     parts = urlsplit(url)
     connection: http.client.HTTPConnection
     if parts.scheme == "unix":
-        connection = _UnixConnection(parts.path, ASK_TIMEOUT_S)
+        connection = _UnixConnection(parts.path, timeout_s)
     else:
-        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=ASK_TIMEOUT_S)
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
+    target = path if parts.scheme == "unix" else parts.path.rstrip("/") + path
     try:
-        connection.request("GET", path if parts.scheme == "unix" else parts.path.rstrip("/") + path)
-        reply = connection.getresponse()
-        body = reply.read(_MAX_REPLY_BYTES)
+        if body is None:
+            connection.request("GET", target)
+        else:
+            connection.request("POST", target, json.dumps(body), {"Content-Type": "application/json"})
+        yield connection.getresponse()
     except TimeoutError:
-        raise UnreachableError(f"{url}: no answer within {ASK_TIMEOUT_S:g} s") from None
+        raise UnreachableError(f"{url}: no answer within {timeout_s:g} s") from None
     except OSError as error:
         raise UnreachableError(f"{url}: {error.strerror or error}") from error
     except http.client.HTTPException as error:
         raise UnreachableError(f"{url}: answers no HTTP ({error!r})") from error
     finally:
         connection.close()
+
+
+def ask(url: str, path: str = "/status") -> dict[str, Any]:
+    """GET a JSON object. UnreachableError with the reason."""
+    with request(url, path) as reply:
+        body = reply.read(_MAX_REPLY_BYTES)
     if reply.status != http.HTTPStatus.OK:
         raise UnreachableError(f"{url}: answers {reply.status} {reply.reason}")
     try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import click
 
 from glb.ctl.fleet import (
+    LOCAL_DIRECTOR,
     DirectorStatus,
     Endpoint,
     UnreachableError,
@@ -18,7 +19,6 @@ from glb.ctl.fleet import (
 )
 from glb.ctl.output import Cell, Share, health_word, output_option, print_columns, print_json, print_line, say
 
-_LOCAL_DIRECTOR = Endpoint("http://127.0.0.1:9523")
 _EXIT_UNREACHABLE = 1
 _EXIT_DISAGREE = 3
 _DIGEST_DIGITS_PRINTED = 12
@@ -110,7 +110,7 @@ def status(store_url: str | None, directors: tuple[Endpoint, ...], agents: tuple
     for agent in agents:
         if agent.address is None:
             raise click.UsageError(f"--agent {agent.url}: whose? Give it as ADDRESS=URL")
-    fleet = _Fleet(list(_asked(directors or (_LOCAL_DIRECTOR,))))
+    fleet = _Fleet(list(_asked(directors or (LOCAL_DIRECTOR,))))
     fleet.agents = list(zip(agents, ask_all(agents, ask_agent), strict=True))
     flows = {str(agent.address): count for agent, count in fleet.agents if isinstance(count, int)}
     if store_url is not None:

@@ -26,6 +26,7 @@ _KEYS = (
     "alt_hash_fields",
     "forward_icmp_ping_responses",
     "admin",
+    "remote_capture",
     "announce_device",
     "pin_dir",
     "too_big_answers_per_s",
@@ -64,6 +65,7 @@ class Config:
     alt_hash_fields: int = 0  # 0: no alternative row
     forward_icmp_ping_responses: bool = True
     admin: str = DEFAULT_ADMIN  # host:port, or unix:/path
+    remote_capture: bool = False  # whether packets are shown to other hosts that reach `admin`
     announce_device: str | None = None
     pin_dir: str | None = DEFAULT_PIN_DIR  # in a BPF file system; None: the program goes with the process
     too_big_answers_per_s: int = DEFAULT_TOO_BIG_ANSWERS_PER_S  # of each worker; 0: never answer
@@ -92,6 +94,7 @@ def parse_config(text: str | bytes, *, source: str, format: Format = "toml") -> 
         alt_hash_fields=_hash_fields(given, "alt_hash_fields", fields, 0),
         forward_icmp_ping_responses=_boolean(given, "forward_icmp_ping_responses", fields, True),
         admin=_admin(given, fields),
+        remote_capture=_boolean(given, "remote_capture", fields, False),
         announce_device=_device_name(given, "announce_device", fields),
         pin_dir=_pin_dir(given, fields),
         too_big_answers_per_s=_rate(given, "too_big_answers_per_s", fields, DEFAULT_TOO_BIG_ANSWERS_PER_S),

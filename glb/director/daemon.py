@@ -15,6 +15,7 @@ from pathlib import Path
 from glb import admin, pin, systemd
 from glb._bpf import SharedArrays
 from glb.director.announce import AnnounceDevice
+from glb.director.capture import Captures
 from glb.director.config import Config
 from glb.director.counts import Counts
 from glb.director.datapath import Datapath
@@ -72,6 +73,7 @@ class Director:
         self._digests: list[str]
         self._next_hops: NextHops
         self._egresses: dict[int, bool] = {}  # other interfaces that packets leave by: whether XDP redirects there
+        self._captures: Captures
 
     # -- life
 
@@ -95,9 +97,18 @@ class Director:
                 announce = AnnounceDevice(self._config.announce_device)
                 stack.callback(announce.close)
             stack.callback(self._datapath.close)
-            app = admin.make_app("glb-director", self._pages())
+            self._captures = Captures(
+                self._datapath,
+                self.interface.name,
+                names=lambda: [table.name for table in self._published.tables.tables],
+                changing=self._reload_lock,
+                remote=self._config.remote_capture,
+            )
+            posts = {"/capture": ("packets as pcapng, by a filter in JSON (glbctl capture)", self._captures.post)}
+            app = admin.make_app("glb-director", self._pages(), posts)
             runner = await admin.serve(app, self._config.admin)
             stack.push_async_callback(runner.cleanup)
+            stack.push_async_callback(self._captures.stop)
             self._datapath.start(self._published.forwarding)
             self._next_hops.report()  # what a driver need not take depends on the mode of XDP
             tasks = [
@@ -278,6 +289,7 @@ class Director:
             xdp_mode=self.xdp_mode,
             zero_copy=self._datapath.zero_copy,
             queues=self._datapath.queues(),
+            capture=self._captures.running,
             table_source=str(self._store.path),
             table_version=self._published.version,
             tables=tables,

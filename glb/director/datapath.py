@@ -19,6 +19,7 @@ from glb._xsk import Worker
 from glb.director.counts import Counts
 from glb.director.interface import Interface
 from glb.director.status import QueueStatus
+from glb.director.tap import Filter, Program, Tap
 from glb.errors import DeviceError
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ class Datapath:
         self._pin_dir = pin_dir
         self._object: _bpf.BpfObject | None = None
         self._link: int | None = None
+        self._options = b""
+        self._tap: Tap | None = None
         self._threads: list[threading.Thread] = []
         self._current: Forwarding | None = None
         # What was counted before the current generation, and that generation: replaced together, read together.
@@ -65,8 +68,8 @@ class Datapath:
         """Forward by `forwarding` from now on: the first packet is taken when this returns."""
         # To take what XDP_TX sends, a veth's peer needs an XDP program too; for what is redirected, GRO will do.
         direct = 0 if self._interface.kind == "veth" else self._interface.index
-        options = forwarding.options(accelerate=self.accelerate, ifindex=direct)
-        self._object = _bpf.BpfObject(_object_path("director.bpf.o"), options)
+        self._options = forwarding.options(accelerate=self.accelerate, ifindex=direct)
+        self._object = _bpf.BpfObject(_object_path("director.bpf.o"), self._options)
         self.publish(forwarding)
         for worker in self._workers:
             thread = threading.Thread(target=self._work, args=(worker,), name=f"queue-{worker.queue}", daemon=True)
@@ -109,6 +112,8 @@ class Datapath:
             _bpf.update_map(self._object.map("glb_chunks"), slot.to_bytes(4, "little"), fd.to_bytes(4, "little"))
         counts = self._object.map("glb_backend_counts")
         _bpf.zero_counts(counts, forwarding.bank * _MAX_BACKENDS, len(forwarding.counter_index()))
+        if self._tap is not None:
+            self._tap.follow(forwarding)
         # The workers first: what the kernel hands over by a new bind must find it there.
         for worker in self._workers:
             worker.publish(forwarding)
@@ -117,6 +122,18 @@ class Datapath:
         _bpf.update_map(self._object.map("glb_generations"), _FIRST, generation.to_bytes(4, "little"))
         self._counted = (self._sum(*self._counted), forwarding)
         self._current = forwarding
+
+    def open_tap(self, filter: Filter) -> Tap:
+        """Copy packets until `close_tap`; neither while `publish` runs."""
+        assert self._object is not None and self._link is not None and self._current is not None
+        plain = Program(self._object, "glb_director", self._link, self._options)
+        self._tap = Tap(filter, plain, _object_path("capture.bpf.o"), self._workers, self._current)
+        return self._tap
+
+    def close_tap(self) -> None:
+        tap, self._tap = self._tap, None
+        if tap is not None:
+            tap.close()
 
     @property
     def mode(self) -> str:
@@ -169,6 +186,7 @@ class Datapath:
 
     def close(self) -> None:
         """Stop the workers. Pinned, the program goes on with what it forwards by; else it goes too."""
+        self.close_tap()
         if self._link is not None:
             os.close(self._link)
             self._link = None

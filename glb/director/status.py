@@ -43,6 +43,7 @@ class Status(msgspec.Struct, frozen=True):
     xdp_mode: str
     zero_copy: bool  # every queue
     queues: list[QueueStatus]
+    capture: str | None  # what is captured, and for whom
     table_source: str
     table_version: str | None  # of the store's content that is forwarded by
     tables: list[TableStatus]

@@ -38,6 +38,8 @@ static const struct {
     {"redirects", {.gue_port = 0x434c, .ifindex = 1, .by_redirect = 1}},
 };
 
+static const char *const directors[] = {"director", "capture"};
+
 static char log_text[1 << 16];
 static size_t log_used;
 
@@ -71,24 +73,23 @@ static int set_options(struct bpf_object *object, const void *options, size_t si
     return -1;
 }
 
-/* The program glb_<object> of <directory>/<object>.bpf.o. */
+/* The program of <directory>/<what>.bpf.o. */
 static int load(const char *directory, const char *release, const char *what, const char *name, const void *options, size_t size)
 {
     struct bpf_object *object;
     struct bpf_prog_info info = {};
     __u32 length = sizeof info;
     struct bpf_program *program;
-    char path[4096], program_name[64];
+    char path[4096];
 
     snprintf(path, sizeof path, "%s/%s.bpf.o", directory, what);
-    snprintf(program_name, sizeof program_name, "glb_%s", what);
     object = bpf_object__open_file(path, NULL);
     if (!object || set_options(object, options, size) || bpf_object__load(object)) {
         printf("REFUSED %s: %s, %s\n%s\n", release, what, name, log_text);
         log_used = 0;
         return 1;
     }
-    program = bpf_object__find_program_by_name(object, program_name);
+    program = bpf_object__next_program(object, NULL); /* the only one */
     bpf_obj_get_info_by_fd(bpf_program__fd(program), &info, &length);
     printf("LOADED %-28s %-13s %-18s %6u instructions verified, %5u in the program, %6u bytes of machine code\n", release, what, name,
            info.verified_insns, info.xlated_prog_len / 8, info.jited_prog_len);
@@ -106,12 +107,15 @@ int main(int n, char **arguments)
         mount("sys", "/sys", "sysfs", 0, NULL);
     libbpf_set_print(keep_log);
     uname(&system);
-    for (size_t i = 0; i < sizeof variants / sizeof *variants; i++)
-        refused += load(directory, system.release, "director", variants[i].name, &variants[i].options, sizeof variants[i].options);
+    for (size_t object = 0; object < sizeof directors / sizeof *directors; object++)
+        for (size_t i = 0; i < sizeof variants / sizeof *variants; i++)
+            refused += load(directory, system.release, directors[object], variants[i].name, &variants[i].options,
+                            sizeof variants[i].options);
     for (size_t i = 0; i < sizeof agent_variants / sizeof *agent_variants; i++)
         refused += load(directory, system.release, "second_chance", agent_variants[i].name, &agent_variants[i].options,
                         sizeof agent_variants[i].options);
     refused += load(directory, system.release, "syncookie", "", NULL, 0);
+    refused += load(directory, system.release, "flows", "", NULL, 0);
     printf("DONE %d refused\n", refused);
     fflush(stdout);
     if (getpid() == 1)

@@ -9,6 +9,7 @@ import corpus
 
 import glb
 from glb import _bpf
+from glb._capture import Wanted
 from glb._fastpath import Forwarding
 
 _XDP_DROP = 1  # handed over, and there is no socket in a test run
@@ -30,20 +31,29 @@ def shared_forwarding(
 
 
 class Program:
-    """`run(frame)` is what the program does: host, over (to the Cython path), or the frame it sends."""
+    """`run(frame)` is what the program does: host, over (to the Cython path), or the frame it sends.
 
-    def __init__(self, forwarding: Forwarding, *, accelerate: bool, ifindex: int = 1) -> None:
+    `capture`: it is the capturing program, and this is wanted.
+    """
+
+    def __init__(
+        self, forwarding: Forwarding, *, accelerate: bool, ifindex: int = 1, capture: Wanted | None = None
+    ) -> None:
         options = forwarding.options(accelerate=accelerate, ifindex=ifindex)
-        self._object = _bpf.BpfObject(Path(glb.__file__).parent / "bpf_objects" / "director.bpf.o", options)
+        path = Path(glb.__file__).parent / "bpf_objects" / f"{'capture' if capture else 'director'}.bpf.o"
+        self._object = _bpf.BpfObject(path, options, {"glb_capture": capture.memory.fds[0]} if capture else {})
         for slot, fd in enumerate(forwarding.rows_memory.fds):
             _bpf.update_map(self._object.map("glb_chunks"), slot.to_bytes(4, "little"), fd.to_bytes(4, "little"))
         (fd,) = forwarding.generation_memory.fds
         _bpf.update_map(self._object.map("glb_generations"), bytes(4), fd.to_bytes(4, "little"))
         self.actions: set[int] = set()
-        self._program = self._object.program("glb_director")
+        self.number = self._object.program("glb_capturing" if capture else "glb_director")  # a file descriptor
+
+    def map(self, name: str) -> int:
+        return self._object.map(name)
 
     def run(self, frame: bytes) -> str | bytes:
-        action, out, _ = _bpf.test_run(self._program, frame)
+        action, out, _ = _bpf.test_run(self.number, frame)
         self.actions.add(action)
         if action in _SENT:
             return out

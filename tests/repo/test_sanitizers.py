@@ -17,6 +17,7 @@ CHECKS = (
     "tests/unit/test_fastpath.py",
     "tests/unit/test_too_big.py",
     "tests/unit/test_tags.py",
+    "tests/unit/test_capture_tap.py",
     "tests/unit/test_agent_decide.py",
     "tests/unit/test_agent_corpus.py",
     "tests/unit/test_agent_fuzz.py",
