@@ -15,6 +15,7 @@ cdef extern from "glb_capture.h" nogil:
         GLB_ANY_TABLE
         GLB_LOST_NO_SOCKET
         GLB_CAPTURE_LINK_BYTES
+        GLB_CAPTURE_MAX_SNAP
         GLB_BY_XDP
         GLB_BY_CYTHON
 
