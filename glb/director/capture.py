@@ -138,7 +138,8 @@ class Captures:
             missed = tap.missed
             async with self._changing:
                 await asyncio.to_thread(self._datapath.close_tap)
-            log.info("the capture has ended; %d packets were not captured: the buffer was full", missed)
+            lacking = f"; {missed} packets were not captured: the buffer was full" if missed else ""
+            log.info("the capture has ended%s", lacking)
         return response
 
     async def _stream(self, request: web.Request, response: web.StreamResponse, tap: Tap, wanted: Request) -> None:
