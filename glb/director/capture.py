@@ -151,12 +151,11 @@ class Captures:
         while not over:
             # What came before the end is still taken after it.
             over = self._stopping or clock() >= ends_at
-            packets = await asyncio.to_thread(tap.take, _BATCH, 0 if over or tap.is_behind else _WAIT_MS)
-            if wanted.limit is not None:
-                packets = packets[: wanted.limit - taken]
-            taken += len(packets)
+            room = None if wanted.limit is None else wanted.limit - taken
+            wait_ms = 0 if over or tap.is_behind else _WAIT_MS
+            content = await asyncio.to_thread(packet_blocks, tap, room, wait_ms, epoch_ns)
+            taken += len(content)
             over = over or taken == wanted.limit
-            content = [captured.blocks(table, packet, epoch_ns) for table, packet in packets]
             if over or clock() >= beat_at:
                 beat_at = clock() + _BEAT_S
                 missed = tap.missed
@@ -166,6 +165,12 @@ class Captures:
                 raise ConnectionResetError
             if content:
                 await asyncio.wait_for(response.write(b"".join(content)), _STUCK_S)
+
+
+def packet_blocks(tap: Tap, room: int | None, wait_ms: int, epoch_ns: int) -> list[bytes]:
+    """Of each packet that has come, at most `room` of them, its blocks. Takes a while: not for the event loop."""
+    packets = tap.take(_BATCH, wait_ms)
+    return [captured.blocks(table, packet, epoch_ns) for table, packet in packets[:room]]
 
 
 def filter_of(wanted: Request) -> Filter:

@@ -95,7 +95,9 @@ class Tap:
         return [(self._name(packet), packet) for packet in packets]
 
     def _name(self, packet: Captured) -> str | None:
-        return None if packet.table is None else self._names[packet.bank][packet.table]
+        names = self._names[packet.bank]
+        # Two reloads within the time that a packet lay in a buffer: its table had an index that there is no more.
+        return names[packet.table] if packet.table is not None and packet.table < len(names) else None
 
     @property
     def missed(self) -> int:
