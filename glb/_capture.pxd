@@ -56,7 +56,7 @@ cdef extern from *:
 
 
 cdef enum:
-    TAP_BYTES = 1 << 20  # of a worker's ring: some 8,000 short packets, 500 whole ones
+    TAP_BYTES = 1 << 22  # of a worker's ring: some 25,000 short packets, 2,500 whole ones
 
 
 cdef struct Received:
