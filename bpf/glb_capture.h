@@ -9,6 +9,8 @@
 
 #define GLB_ANY_TABLE 0x10000       /* tables wanted: every one, and packets that end before they have one */
 #define GLB_LOST_NO_SOCKET 0xff     /* a "verdict" of the kernel's program alone: no worker on the frame's receive queue */
+#define GLB_CAPTURE_MAX_KEPT 4096   /* of one packet, a power of two */
+#define GLB_CAPTURE_MAX_SNAP (GLB_CAPTURE_MAX_KEPT - 96) /* of snap_bytes: the tunnel's front comes on top */
 #define GLB_CAPTURE_LINK_BYTES 24   /* Ethernet header and two VLAN tags, which sending overwrites, and 2 bytes to spare */
 
 enum glb_capture_engine {

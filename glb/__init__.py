@@ -29,6 +29,7 @@ Beside them:
     glb.director.announce   the device that exists while this director forwards; BGP follows it
     glb.director.metrics    counts -> Prometheus, served by glb.admin
     glb.director.replay     the same packet path over capture files
+    glb.director.capture    packets of the running datapath (glb.director.tap, glb._capture) as a file (glb.wire.pcapng)
     glb.table.digest        what is forwarded by -> one hash to compare over the fleet
     glb.wire.gue            the tunnel packet for everything that is not the packet path
     proxy_agent.daemon      the proxy side: netfilter rules, VIPs, the verdict loop's life

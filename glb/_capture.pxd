@@ -15,6 +15,7 @@ cdef extern from "glb_capture.h" nogil:
         GLB_ANY_TABLE
         GLB_LOST_NO_SOCKET
         GLB_CAPTURE_LINK_BYTES
+        GLB_CAPTURE_MAX_SNAP
         GLB_BY_XDP
         GLB_BY_CYTHON
 
@@ -55,7 +56,7 @@ cdef extern from *:
 
 
 cdef enum:
-    TAP_BYTES = 1 << 20  # of a worker's ring: some 8,000 short packets, 500 whole ones
+    TAP_BYTES = 1 << 22  # of a worker's ring: some 25,000 short packets, 2,500 whole ones
 
 
 cdef struct Received:

@@ -6,9 +6,10 @@ Each has a buffer of bounded size; what finds it full is not taken, and counted.
 import os
 from collections import namedtuple
 
+from libc cimport errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
 
 from glb._fastpath cimport BATCH, HEADROOM, CounterBlock, Forwarding
 
@@ -16,59 +17,27 @@ from glb._fastpath import VERDICTS
 from glb.errors import DeviceError
 
 
-cdef extern from "bpf/libbpf.h" nogil:
-    struct perf_buffer
-    struct perf_event_header:
-        uint32_t type
-        uint16_t misc
-        uint16_t size
-    struct perf_event_attr:
-        uint32_t type
-        uint32_t size
-        uint64_t config
-        uint64_t sample_period
-        uint64_t sample_type
-        uint32_t watermark
-        uint32_t wakeup_watermark
-    enum:
-        PERF_TYPE_SOFTWARE
-        PERF_COUNT_SW_BPF_OUTPUT
-        PERF_SAMPLE_RAW
-        PERF_RECORD_SAMPLE
-        LIBBPF_PERF_EVENT_DONE
-        LIBBPF_PERF_EVENT_CONT
-    void perf_buffer__free(perf_buffer* buffer)
-    int perf_buffer__epoll_fd(const perf_buffer* buffer)
-
-
-cdef extern from "bpf/libbpf.h":  # calls back, with the GIL held
-    ctypedef int (*perf_buffer_event_fn)(void* context, int cpu, perf_event_header* event) noexcept
-    perf_buffer* perf_buffer__new_raw(int map_fd, size_t n_pages, perf_event_attr* attributes, perf_buffer_event_fn called,
-                                      void* context, const void* opts)
-    int perf_buffer__consume(perf_buffer* buffer)
+cdef extern from "bpf/libbpf.h":
+    struct ring_buffer
+    ctypedef int (*ring_buffer_sample_fn)(void* context, void* data, size_t size) noexcept
+    ring_buffer* ring_buffer__new(int map_fd, ring_buffer_sample_fn called, void* context, const void* opts)
+    void ring_buffer__free(ring_buffer* buffer)
+    int ring_buffer__consume(ring_buffer* buffer)
 
 
 cdef extern from *:
     """
-    #include <linux/perf_event.h>
     #include <poll.h>
-    #include <unistd.h>
-    static int glb_wait_readable(int fd, int timeout_ms)
-    {
-        struct pollfd waited = {fd, POLLIN, 0};
-        return poll(&waited, 1, timeout_ms);
-    }
+    #define glb_sleep_ms(ms) poll(0, 0, ms)
     """
-    int glb_wait_readable(int fd, int timeout_ms) nogil
-    int close(int fd) nogil
+    int glb_sleep_ms(int ms) nogil
 
 
 ANY_TABLE = GLB_ANY_TABLE
 ENGINES = ("xdp", "cython")
 LOST_NO_SOCKET = "no_socket"
 MIN_SNAP_BYTES = 64  # whole headers, and more than any link header
-MAX_SNAP_BYTES = 16384  # a perf event holds less than 64 KiB
-_KERNEL_BYTES = 1 << 20  # of the kernel's buffer, for each processor
+MAX_SNAP_BYTES = GLB_CAPTURE_MAX_SNAP
 
 Captured = namedtuple(
     "Captured", "at_ns verdict engine bank table row hash received received_bytes sent sent_bytes link_bytes", module="glb._capture"
@@ -192,58 +161,36 @@ cdef class WorkerTap:
             run_tapped(&self.tap, forwarding.plan, &counters.counters, packets, n)
 
 
-cdef int _taken(void* context, int cpu, perf_event_header* event) noexcept:
-    """An event of the kernel's buffer: header, u32 size, record."""
+cdef int _taken(void* context, void* data, size_t size) noexcept:
+    """A record in the kernel's buffer; negative: enough for now."""
     cdef KernelTap tap = <KernelTap>context
-    cdef const uint8_t* data = <const uint8_t*>event + sizeof(perf_event_header) + sizeof(uint32_t)
-    cdef glb_captured taken
-    if event.type == PERF_RECORD_SAMPLE:
-        memcpy(&taken, data, sizeof(taken))
-        tap.packets.append(_captured(&taken, data + sizeof(taken)))
-    return LIBBPF_PERF_EVENT_CONT if len(tap.packets) < tap.at_most else LIBBPF_PERF_EVENT_DONE
+    tap.packets.append(_captured(<const glb_captured*>data, <const uint8_t*>data + sizeof(glb_captured)))
+    return 0 if len(tap.packets) < tap.at_most else -1
 
 
 cdef class KernelTap:
-    """The buffers, one for each processor, that a capturing program fills. `map_fd`: its map glb_captured. DeviceError."""
+    """The buffer that a capturing program fills. `map_fd`: its map glb_captured. DeviceError."""
 
-    cdef perf_buffer* buffer
+    cdef ring_buffer* buffer
     cdef list packets
     cdef int at_most
-    cdef int map_fd
-
-    def __cinit__(self, int map_fd):
-        # Of its own: at the end libbpf removes entries by this number, which must not have become another map's.
-        self.map_fd = os.dup(map_fd)
 
     def __init__(self, int map_fd):
-        cdef perf_event_attr attributes
-        memset(&attributes, 0, sizeof(attributes))
-        attributes.size = sizeof(attributes)
-        attributes.type = PERF_TYPE_SOFTWARE
-        attributes.config = PERF_COUNT_SW_BPF_OUTPUT
-        attributes.sample_type = PERF_SAMPLE_RAW
-        attributes.sample_period = 1
-        # The reader looks by itself every few milliseconds; to wake it costs the program more than the packet.
-        attributes.watermark = 1
-        attributes.wakeup_watermark = _KERNEL_BYTES // 2
         self.packets = []
-        self.buffer = perf_buffer__new_raw(self.map_fd, _KERNEL_BYTES // os.sysconf("SC_PAGESIZE"), &attributes, _taken,
-                                           <void*>self, NULL)
+        self.buffer = ring_buffer__new(map_fd, _taken, <void*>self, NULL)
         if self.buffer == NULL:
-            raise DeviceError("buffers for captured packets (perf events): refused; run as root or with CAP_PERFMON, and "
-                              "raise the locked-memory limit (ulimit -l, LimitMEMLOCK=) or kernel.perf_event_mlock_kb")
+            raise DeviceError(f"the buffer of captured packets: {os.strerror(errno.errno)}")
 
     def take(self, int at_most, int wait_ms):
-        """About so many packets (Captured; one more for each processor), after at most `wait_ms`; each processor's in order."""
-        cdef int fd = perf_buffer__epoll_fd(self.buffer)
-        with nogil:
-            glb_wait_readable(fd, wait_ms)
+        """Up to so many packets (Captured), in their order, after `wait_ms` (0: now): the kernel wakes nobody."""
+        if wait_ms:
+            with nogil:
+                glb_sleep_ms(wait_ms)
         self.packets = []
         self.at_most = at_most
-        perf_buffer__consume(self.buffer)
+        ring_buffer__consume(self.buffer)
         return self.packets
 
     def __dealloc__(self):
         if self.buffer != NULL:
-            perf_buffer__free(self.buffer)
-        close(self.map_fd)  # not os.close: that module may be gone when the interpreter ends
+            ring_buffer__free(self.buffer)

@@ -125,12 +125,11 @@ class Captures:
             return web.Response(status=500, text=f"{error}\n")
         log.info("capturing %s", self.running)
         response = web.StreamResponse(headers={"Content-Type": "application/x-pcapng"})
-        taken = 0
         try:
             give_up_soon(request)
             await response.prepare(request)
             await response.write(captured.head(f"{socket.gethostname()} {self._interface}", filter.snap_bytes))
-            taken = await self._stream(request, response, tap, wanted)
+            await self._stream(request, response, tap, wanted)
             with contextlib.suppress(ConnectionError):  # it may have what it wants, and not wait
                 await response.write_eof()
         except (ConnectionError, TimeoutError):
@@ -139,11 +138,12 @@ class Captures:
             missed = tap.missed
             async with self._changing:
                 await asyncio.to_thread(self._datapath.close_tap)
-            log.info("captured %d packets; %d were not: the buffer was full", taken, missed)
+            lacking = f"; {missed} packets were not captured: the buffer was full" if missed else ""
+            log.info("the capture has ended%s", lacking)
         return response
 
-    async def _stream(self, request: web.Request, response: web.StreamResponse, tap: Tap, wanted: Request) -> int:
-        """Packets until the end; how many."""
+    async def _stream(self, request: web.Request, response: web.StreamResponse, tap: Tap, wanted: Request) -> None:
+        """Packets until the end."""
         clock = asyncio.get_running_loop().time
         ends_at = clock() + wanted.seconds if wanted.seconds is not None else float("inf")
         epoch_ns = time.time_ns() - time.monotonic_ns()
@@ -151,12 +151,11 @@ class Captures:
         while not over:
             # What came before the end is still taken after it.
             over = self._stopping or clock() >= ends_at
-            packets = await asyncio.to_thread(tap.take, _BATCH, 0 if over else _WAIT_MS)
-            if wanted.limit is not None:
-                packets = packets[: wanted.limit - taken]
-            taken += len(packets)
+            room = None if wanted.limit is None else wanted.limit - taken
+            wait_ms = 0 if over or tap.is_behind else _WAIT_MS
+            content = await asyncio.to_thread(packet_blocks, tap, room, wait_ms, epoch_ns)
+            taken += len(content)
             over = over or taken == wanted.limit
-            content = [captured.blocks(table, packet, epoch_ns) for table, packet in packets]
             if over or clock() >= beat_at:
                 beat_at = clock() + _BEAT_S
                 missed = tap.missed
@@ -166,7 +165,12 @@ class Captures:
                 raise ConnectionResetError
             if content:
                 await asyncio.wait_for(response.write(b"".join(content)), _STUCK_S)
-        return taken
+
+
+def packet_blocks(tap: Tap, room: int | None, wait_ms: int, epoch_ns: int) -> list[bytes]:
+    """Of each packet that has come, at most `room` of them, its blocks. Takes a while: not for the event loop."""
+    packets = tap.take(_BATCH, wait_ms)
+    return [captured.blocks(table, packet, epoch_ns) for table, packet in packets[:room]]
 
 
 def filter_of(wanted: Request) -> Filter:

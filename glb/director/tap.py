@@ -57,6 +57,7 @@ class Tap:
         self, filter: Filter, plain: Program, path: Path, workers: Sequence[Worker], forwarding: Forwarding
     ) -> None:
         """`path`: the object of the capturing program."""
+        self.is_behind = False  # there is more to take
         self._filter = filter
         self._plain = plain
         self._workers = workers
@@ -85,15 +86,18 @@ class Tap:
             self._wanted.want_table(forwarding.bank, index)
 
     def take(self, at_most: int, wait_ms: int) -> list[tuple[str | None, Captured]]:
-        """(table's name, packet) of some of what was taken since, by time; waits so long for the kernel's."""
+        """(table's name, packet) of some of what was taken until `wait_ms` from now, by time."""
         packets = self._kernel_tap.take(at_most, wait_ms)
         for tap in self._worker_taps:
             packets += tap.take(at_most)
+        self.is_behind = len(packets) >= at_most
         packets.sort(key=lambda packet: packet.at_ns)
         return [(self._name(packet), packet) for packet in packets]
 
     def _name(self, packet: Captured) -> str | None:
-        return None if packet.table is None else self._names[packet.bank][packet.table]
+        names = self._names[packet.bank]
+        # Two reloads within the time that a packet lay in a buffer: its table had an index that there is no more.
+        return names[packet.table] if packet.table is not None and packet.table < len(names) else None
 
     @property
     def missed(self) -> int:

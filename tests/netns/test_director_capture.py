@@ -30,6 +30,7 @@ from glb.wire import pcapng
 
 pytestmark = [pytest.mark.netns, pytest.mark.bpf]
 
+SO_SNDBUFFORCE = 32
 PLAIN, CAPTURING = "glb_director", "glb_capturing"
 
 
@@ -231,7 +232,7 @@ def test_what_cannot_be_captured_is_refused_with_the_reason(director: Director) 
         refused: list[tuple[Any, int, str]] = [
             ({"table": "wob"}, 422, "there is no table wob; there are: web"),
             ({"client": "10.0.0.1/8"}, 400, "client is 10.0.0.1/8; must be an address or a prefix"),
-            ({"snaplen": 5}, 400, "snaplen is 5; must be 64 to 16384"),
+            ({"snaplen": 5}, 400, "snaplen is 5; must be 64 to 4000"),
             ({"sample": 0}, 400, "sample is 0; must be 1 to"),
             ({"tabel": "web"}, 400, "Object contains unknown field `tabel`"),
             ([], 400, "Expected `object`"),
@@ -251,3 +252,22 @@ def test_what_cannot_be_captured_is_refused_with_the_reason(director: Director) 
     with director.net["client"].inside():
         status, said = post(director, {}, director.host.ipv4)
     assert status == 403 and "remote_capture = true" in said
+
+
+def test_a_client_that_takes_nothing_slows_nothing(director: Director) -> None:
+    director.start()
+    request = b"POST /capture HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+    with director.host.inside(), socket.create_connection(("127.0.0.1", 9523)) as stuck:
+        stuck.sendall(request)
+        eventually(lambda: program_of(director) == CAPTURING)
+        with director.net["client"].inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.setsockopt(
+                socket.SOL_SOCKET, SO_SNDBUFFORCE, 1 << 16
+            )  # so that it waits, and nothing is lost on the way
+            for _ in range(30_000):
+                sender.sendto(bytes(1000), (VIP, 80))
+        eventually(lambda: director.metric("glb_director_packets_total") == 30_000)
+    assert director.metric("glb_director_lost_total") == 0
+    eventually(lambda: program_of(director) == PLAIN)
+    # Who reads nothing loses what no buffer holds, and the director says how much.
+    eventually(lambda: "packets were not captured: the buffer was full" in director.log.read_text())

@@ -151,9 +151,9 @@ def test_what_finds_the_ring_full_is_counted_and_room_is_used_again() -> None:
     tap, plan = WorkerTap(wanted), forwarding()
     counters = plan.new_counters()
     offered = got = 0
-    for burst in range(12):  # several times round the ring of 1 MiB
+    for burst in range(12):  # several times round the ring of 4 MiB
         frames = [bytes(ipv4() / TCP(sport=1000 + burst, dport=80) / Raw(bytes([burst]) * 900))] * 40
-        for _ in range(1 if burst < 6 else 40):
+        for _ in range(1 if burst < 6 else 120):
             tap.encapsulate(plan, counters, frames)
             offered += len(frames)
         packets = tap.take(10_000)
