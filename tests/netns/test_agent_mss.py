@@ -29,7 +29,7 @@ def net() -> Iterator[Switch]:
 
 @pytest.fixture(params=["xdp", "netfilter"])
 def agent(request: pytest.FixtureRequest, net: Switch, tmp_path: Path, bpffs: Path) -> Iterator[Agent]:
-    agent = Agent(net["proxy1"], tmp_path, engine=request.param, pin_dir=str(bpffs / "agent-mss"), hops=2)
+    agent = Agent(net["proxy1"], tmp_path, engine=request.param, pin_dir=str(bpffs / "agent-mss"), mss="auto", hops=2)
     with ExitStack() as stack:
         stack.callback(agent.detach)
         stack.callback(agent.stop)
@@ -180,7 +180,7 @@ def test_host_without_x_tables_is_told_once_and_served_without(
     net: Switch, tmp_path: Path, bpffs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XTABLES_LIBDIR", str(tmp_path))  # where iptables' targets and matches are not
-    agent = Agent(net["proxy1"], tmp_path, engine="xdp", pin_dir=str(bpffs / "agent-mss"))
+    agent = Agent(net["proxy1"], tmp_path, engine="xdp", pin_dir=str(bpffs / "agent-mss"), mss="auto")
     agent.start()
     try:
         assert clamped(agent) == {"ipv4": 0, "ipv6": 0}
