@@ -19,6 +19,10 @@ pytestmark = [pytest.mark.netns, pytest.mark.bpf, pytest.mark.usefixtures("netfi
 NEEDED = 1540  # a client's 1500 bytes, two hops
 
 
+# What an engine has no part in.
+ONE_ENGINE = pytest.mark.parametrize("site", ["xdp"], indirect=True)
+
+
 class Site(NamedTuple):
     net: Switch
     agents: dict[str, Agent]
@@ -120,6 +124,7 @@ def test_link_between_proxies_alone_is_found(site: Site) -> None:
     assert found.links[one, two]["path_mtu"] == 1521
 
 
+@ONE_ENGINE
 def test_small_link_whose_proxy_clamps_the_mss_is_well(site: Site) -> None:
     agent = site.agents["proxy2"]
     set_mtu(site.net, "proxy2", 1500)
@@ -134,6 +139,7 @@ def test_small_link_whose_proxy_clamps_the_mss_is_well(site: Site) -> None:
         agent.reload(mss="off")
 
 
+@ONE_ENGINE
 def test_proxy_that_answers_nothing_is_named_with_likely_reasons(site: Site) -> None:
     absent = Host("absent", "nowhere", 77)
     found = check(site, absent=(absent,))
@@ -157,6 +163,7 @@ def test_fellow_proxy_that_is_not_an_allowed_source_is_named(site: Site) -> None
     assert f"is {one} in the allowed_sources of {two}" in found.said
 
 
+@ONE_ENGINE
 def test_router_that_says_what_the_next_link_carries_is_named(site: Site) -> None:
     """The switch's host routes to proxy3, by a link that it knows to be small."""
     core, director, three = site.net.core, site.net["director"], site.net["proxy3"]
@@ -179,6 +186,7 @@ def test_router_that_says_what_the_next_link_carries_is_named(site: Site) -> Non
     assert "10.99.0.250 says that the next link carries 1512 bytes" in found.said
 
 
+@ONE_ENGINE
 def test_own_interface_that_is_too_small_is_named(site: Site) -> None:
     director = site.net["director"]
     director.run("ip", "link", "set", "eth0", "mtu", "1500")
