@@ -277,6 +277,7 @@ class Agent:
         flows = await asyncio.to_thread(self._flows.count, self._config.vips, self._config.socket_namespaces)
         return Reading(
             engine=self._engine.name,
+            mode=self._engine.mode,
             counters=self._engine.counters(),
             bounced_by_hop=self._engine.bounced_by_hop(),
             internals=self._engine.internals(),

@@ -45,6 +45,10 @@ class Engine(Protocol):
         """The agent is complete; from now on the engine may outlive it."""
 
     @property
+    def mode(self) -> str | None:
+        """How the xdp engine's program is attached: native, generic or offload; None of the other engine."""
+
+    @property
     def judging(self) -> bool:
         """Whether packets are judged."""
 

@@ -35,6 +35,7 @@ class Reading:
     queue: dict[str, int] = field(default_factory=dict)  # of the kernel's queue
     mss: dict[str, int] = field(default_factory=dict)  # by ipv4, ipv6; 0: not clamped
     mss_problem: str | None = None  # why it is not, if it should be
+    mode: str | None = None  # of the xdp engine: native, generic, offload
     reload_failures: int = 0
     loaded_at: float = 0.0  # Unix time of the configuration in force
     cookie_judge: str = "kernel"  # of engine.Engine
@@ -44,6 +45,7 @@ class Reading:
         return {
             "version": __version__,
             "engine": self.engine,
+            "mode": self.mode,
             "vips": list(self.flows),
             "flows": self.flows,
             "flows_total": sum(self.flows.values()),
@@ -53,6 +55,9 @@ class Reading:
             ],
             "flows_counted_by": self.flows_counted_by,
             "flows_problems": list(self.flows_problems),
+            "accepted": self._packets(Action.ACCEPT),
+            "bounced": self._packets(Action.BOUNCE),
+            "dropped": self._packets(Action.DROP),
             "counters": self.counters,
             "bounced_by_hop": {str(hop + 1): count for hop, count in self.bounced_by_hop.items()},
             "syn_cookies_in_use": bool(self.internals["syn_cookies_in_use"]),
@@ -61,6 +66,9 @@ class Reading:
             "queue": self.queue,
             "mss": {**self.mss, "problem": self.mss_problem},
         }
+
+    def _packets(self, action: Action) -> int:
+        return sum(self.counters[reason.name] for reason in REASONS if reason.action is action)
 
     def prometheus(self) -> bytes:
         """The text of /metrics."""

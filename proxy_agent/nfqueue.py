@@ -29,6 +29,7 @@ class NetfilterEngine:
     """`finish` is called, in the event loop, with the error that ended the verdict loop, or None."""
 
     name = "netfilter"
+    mode = None
 
     def __init__(
         self,

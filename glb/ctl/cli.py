@@ -13,6 +13,8 @@ from glb.version import __version__
 _COMMANDS: dict[str, tuple[str, str, str]] = {
     "table": ("glb.ctl.table", "table", "Check, show, compare, build and apply forwarding tables."),
     "flow": ("glb.ctl.flow", "flow", "Follow one flow through the tables."),
+    "agent": ("glb.ctl.agent", "agent", "The agents on the proxies: engines, flows, counters."),
+    "mtu-check": ("glb.ctl.mtu", "mtu_check", "Are all links large enough for the tunnel?"),
     "status": ("glb.ctl.status", "status", "Directors, digests, backends, states, health, flows."),
     "capture": ("glb.ctl.capture", "capture", "Packets of directors into a pcapng file, with their verdicts."),
     "fill": ("glb.ctl.verbs", "fill", "Give a backend new flows (again)."),
@@ -55,9 +57,9 @@ class _LazyGroup(click.Group):
 def main() -> None:
     """Ask and change a fleet of GLB directors.
 
-    Nouns read (table, flow, status, capture), verbs change (fill, activate, drain, deactivate, settle, table apply).
-    Data goes to stdout, talk to stderr. Exit codes: 0 ok, 1 failed, 2 usage, 3 a check found problems or a change is
-    not safe.
+    Nouns read (table, flow, agent, status, capture, mtu-check), verbs change (fill, activate, drain, deactivate,
+    settle, table apply). Data goes to stdout, talk to stderr. Exit codes: 0 ok, 1 failed, 2 usage, 3 a check found
+    problems or a change is not safe.
 
     \b
     Example:

@@ -52,7 +52,7 @@ class _Lines:
 
 
 @contextmanager
-def _progress() -> Iterator[_Progress]:
+def progress_shown() -> Iterator[_Progress]:
     """A bar on a terminal, lines in a pipe; both on stderr."""
     if not sys.stderr.isatty():
         yield _Lines()
@@ -85,7 +85,7 @@ def wait_for_directors(directors: Sequence[Endpoint], wanted: Wanted, deadline: 
 
     Directors may see the health of backends differently, and so differ in rows all the same; that is said on stderr.
     """
-    with _progress() as progress:
+    with progress_shown() as progress:
         while True:
             answers = ask_all(directors, ask_director)
             versions = {wanted.version, wanted.newest()}
@@ -125,7 +125,7 @@ def _why_not(answer: DirectorStatus | UnreachableError, wanted: Wanted, versions
 def wait_for_no_flows(agent: Endpoint, backend: str, deadline: Deadline) -> None:
     """Until the backend's agent counts no flow. WaitTimeoutError says how many are left."""
     most = 0
-    with _progress() as progress:
+    with progress_shown() as progress:
         while True:
             try:
                 flows = ask_agent(agent)

@@ -57,6 +57,7 @@ class Agent:
             "vips": [VIP4, VIP6],
             "admin": f"unix:{self.admin_path}",
             "state_dir": str(self.directory / "state"),
+            "mss": "off",  # spares each start and each detach two processes
             **keys,
         }
         self.log_path = self.directory / "log"

@@ -29,7 +29,7 @@ def net() -> Iterator[Switch]:
 
 @pytest.fixture(params=["xdp", "netfilter"])
 def agent(request: pytest.FixtureRequest, net: Switch, tmp_path: Path, bpffs: Path) -> Iterator[Agent]:
-    agent = Agent(net["proxy1"], tmp_path, engine=request.param, pin_dir=str(bpffs / "agent-mss"), hops=2)
+    agent = Agent(net["proxy1"], tmp_path, engine=request.param, pin_dir=str(bpffs / "agent-mss"), mss="auto", hops=2)
     with ExitStack() as stack:
         stack.callback(agent.detach)
         stack.callback(agent.stop)
@@ -125,18 +125,18 @@ def test_syn_acks_of_the_vips_alone_are_lowered_and_full_size_transfers_pass(net
     assert 'glb_agent_mss_clamp_bytes{family="ipv6"} 1400.0' in agent.get("/metrics")[1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_clamp_outlives_the_agent_and_goes_with_detach(net: Switch, agent: Agent, number: int) -> None:
+def test_clamp_outlives_the_agent_and_goes_with_detach(net: Switch, agent: Agent) -> None:
     for program in ("iptables-legacy", "ip6tables-legacy"):
         agent.host.run(program, "-t", "mangle", "-A", "POSTROUTING", "-p", "tcp", "--dport", "99", "-j", "DROP")
     agent.start()
     rules = mss_rules(agent.host)
     assert len(rules) == 4
-    agent.signal(number)
-    agent.wait()
-    assert mss_rules(agent.host) == rules
-    agent.start()
-    assert mss_rules(agent.host) == rules  # found again, not doubled
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        agent.signal(number)
+        agent.wait()
+        assert mss_rules(agent.host) == rules
+        agent.start()
+        assert mss_rules(agent.host) == rules  # found again, not doubled
     agent.stop()
     agent.detach()
     assert mss_rules(agent.host) == []
@@ -180,7 +180,7 @@ def test_host_without_x_tables_is_told_once_and_served_without(
     net: Switch, tmp_path: Path, bpffs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XTABLES_LIBDIR", str(tmp_path))  # where iptables' targets and matches are not
-    agent = Agent(net["proxy1"], tmp_path, engine="xdp", pin_dir=str(bpffs / "agent-mss"))
+    agent = Agent(net["proxy1"], tmp_path, engine="xdp", pin_dir=str(bpffs / "agent-mss"), mss="auto")
     agent.start()
     try:
         assert clamped(agent) == {"ipv4": 0, "ipv6": 0}

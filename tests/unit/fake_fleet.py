@@ -90,6 +90,33 @@ def director_status(path: Path, **changes: object) -> dict[str, Any]:
     }
 
 
-def agent_status(flows: int) -> dict[str, Any]:
+def agent_status(flows: int, **changes: object) -> dict[str, Any]:
     """What an agent with so many flows answers."""
-    return {"version": "1", "engine": "netfilter", "vips": [], "flows": {}, "flows_total": flows, "counters": {}}
+    return {
+        "version": "1",
+        "engine": "netfilter",
+        "vips": [],
+        "flows": {},
+        "flows_total": flows,
+        "counters": {},
+        **changes,
+    }
+
+
+def full_agent_status(flows: int, **changes: object) -> dict[str, Any]:
+    """What an agent of this version answers."""
+    return agent_status(
+        flows,
+        version="0.1.0",
+        engine="xdp",
+        mode="native",
+        vips=["203.0.113.10"],
+        binds=[{"address": "203.0.113.10", "protocol": "tcp", "port": 443, "flows": flows}],
+        flows_problems=[],
+        accepted=81230,
+        bounced=120,
+        dropped=0,
+        counters={"last_resort": 3},
+        mss={"ipv4": 1412, "ipv6": 0, "problem": None},
+        **changes,
+    )

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from glb.ctl.cli import main
 from glb.table.config import parse_tables
 
-from .fake_fleet import director_status, endpoint
+from .fake_fleet import agent_status, director_status, endpoint, full_agent_status, unix_endpoint
 
 _DOCS = Path(__file__).parents[2] / "docs"
 
@@ -47,6 +47,14 @@ def test_every_example_prints_what_the_page_says(tmp_path: Path, monkeypatch: py
     blocks = re.findall(r"```console\n(.*?)```", (_DOCS / "operate" / "glbctl.md").read_text(), re.DOTALL)
     examples = [example for block in blocks for example in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]]
     assert len(examples) >= 13
+    # An agent of this version, and an old one.
+    first = unix_endpoint(tmp_path / "proxy1.sock", lambda: full_agent_status(1804))
+    second = unix_endpoint(tmp_path / "proxy2.sock", lambda: agent_status(7, version="0.0.9"))
+    with first, second:
+        check_examples(examples)
+
+
+def check_examples(examples: list[str]) -> None:
     for example in examples:
         command, _, expected = example.partition("\n")
         program, *arguments = shlex.split(command)
@@ -91,7 +99,11 @@ def test_every_json_key_is_documented(tmp_path: Path, monkeypatch: pytest.Monkey
         rows[command] |= rows[diff] | (rows["diff"] if command == "table apply" else set())
     flow = "--src 198.51.100.7 --dst 203.0.113.10 --sport 40000 --dport"
     store = "--store tables.json"
-    with endpoint(lambda: director_status(tmp_path / "tables.json")) as url:
+    director, other = (
+        endpoint(lambda: director_status(tmp_path / "tables.json")),
+        endpoint(lambda: full_agent_status(1)),
+    )
+    with director as url, other as agent:
         commands = {
             "table check": ["table check tables.json", "table check broken.json"],
             "table show": ["table show tables.json --rows 0"],
@@ -102,6 +114,7 @@ def test_every_json_key_is_documented(tmp_path: Path, monkeypatch: pytest.Monkey
             "drain": [f"drain web 10.0.0.{n} --force {store}" for n in (1, 2)],
             "settle": [f"settle web --dry-run {store}"],
             "status": [f"status {store} --director {url} --director http://127.0.0.1:1"],
+            "agent status": [f"agent status --agent {agent} --agent http://127.0.0.1:1"],
         }
         for name, examples in commands.items():
             printed: set[str] = set()

@@ -323,7 +323,7 @@ _ALL = _commands(main, ())
 def test_all_commands_are_there() -> None:
     assert {" ".join(path) for path in _ALL} >= {
         *(f"table {name}" for name in ("build", "check", "show", "diff", "digest", "apply")),
-        *("flow explain", "status", "drain", "fill", "activate", "deactivate", "settle"),
+        *("flow explain", "agent status", "mtu-check", "status", "drain", "fill", "activate", "deactivate", "settle"),
     }
 
 
