@@ -19,6 +19,7 @@ _BENCHMARKS = {
     "live": "bench.live",
     "xdp": "bench.xdp",
     "flat": "bench.flat",
+    "reload": "bench.reload",
     "agent": "bench.agent",
     "engines": "bench.table_engines",
 }
