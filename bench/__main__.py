@@ -19,6 +19,7 @@ _BENCHMARKS = {
     "live": "bench.live",
     "xdp": "bench.xdp",
     "flat": "bench.flat",
+    "reload": "bench.reload",
     "capture": "bench.capture",
     "agent": "bench.agent",
     "agent-xdp": "bench.agent_xdp",

@@ -52,13 +52,13 @@ class Host:
     def start(
         self,
         argv: Sequence[str],
-        core: int,
+        core: int | str,
         *,
         stdin: int = subprocess.DEVNULL,
         stderr: IO[bytes] | None = None,
         environment: dict[str, str] | None = None,
     ) -> subprocess.Popen[str]:
-        """A program on this host and one core; it is killed when this process ends, however that happens."""
+        """A program on this host and one core, or several ("0,1"); it is killed when this process ends, in any way."""
         command = ["setpriv", "--pdeathsig", "KILL", "nsenter", f"--net={self.path}", "taskset", "-c", str(core), *argv]
         return subprocess.Popen(
             command,

@@ -47,14 +47,18 @@ _BASELINE = "bench/echo.c: AF_XDP, MAC addresses exchanged, the same rings, batc
 _NOT_INCLUDED = "a network card; ours sends 40 bytes more a frame than the echo"
 
 
+def module_environment() -> dict[str, str]:
+    """For `python -m bench.something`, wherever this process was started."""
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))}
+
+
 class LoadClient:
     """bench/load.py on a host."""
 
     def __init__(self, host: Host, core: int, links: Iterable[str]) -> None:
         """`links`: the interfaces on which it counts what comes back."""
         argv = [sys.executable, "-m", "bench.load", str(compiled.bpf_object("load.bpf.c")), *links]
-        path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
-        self.process = host.start(argv, core, stdin=subprocess.PIPE, environment={"PYTHONPATH": path})
+        self.process = host.start(argv, core, stdin=subprocess.PIPE, environment=module_environment())
         self._expect_ready()
 
     def _expect_ready(self) -> None:
@@ -103,14 +107,27 @@ def echo(host: Host, core: int) -> Iterator[int]:
 
 
 @contextmanager
-def director(host: Host, core: int) -> Iterator[int]:
-    """A `glb-director run`, forwarding; its process id."""
+def director(
+    host: Host,
+    core: int,
+    link: str = _LINKS[OURS],
+    *,
+    datapath: str = "cython",
+    document: str | None = None,
+    daemon_cores: str | None = None,
+) -> Iterator[int]:
+    """A `glb-director run`, forwarding by tables.json in the directory of products; its process id.
+
+    `daemon_cores`: where all but its worker may run; else on the worker's core.
+    """
     home = compiled.directory()
-    (home / "tables.json").write_text(samples.document(_N_BACKENDS))
+    (home / "tables.json").write_text(document or samples.document(_N_BACKENDS))
     (home / "director.toml").write_text(
         f"""\
-interface = "{_LINKS[OURS]}"
-datapath = "cython"
+interface = "{link}"
+datapath = "{datapath}"
+pin_dir = ""
+worker_cores = [{core}]
 table = "{home}/tables.json"
 outbound_src_ip = "{samples.DIRECTOR_IP}"
 outbound_gateway_mac = "{samples.GATEWAY_MAC.hex(":")}"
@@ -126,9 +143,10 @@ admin = "unix:{home}/admin.sock"
         notified.bind(str(address))
         notified.settimeout(0.1)
         process = stack.enter_context(
-            ending(host.start(argv, core, stderr=log, environment={"NOTIFY_SOCKET": str(address)}))
+            ending(host.start(argv, daemon_cores or core, stderr=log, environment={"NOTIFY_SOCKET": str(address)}))
         )
         _await_ready(notified, process, home / "director.log")
+        notified.close()  # nobody would read what reloads say
         yield process.pid
 
 

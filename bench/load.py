@@ -43,6 +43,7 @@ class Report(msgspec.Struct):
     tunnel: float  # tunnel packets that came back
     other: float
     total: int  # frames that came back, warm-up and end included
+    made: int  # frames that were sent, likewise
     cpu_ns: int  # processor time of this process for all of them, the softirqs that its system calls ran included
 
 
@@ -73,8 +74,9 @@ class Load:
             thread.join(_STOP_S)
         offered, tunnel, other = ((last - first) / elapsed for last, first in zip(after, before, strict=True))
         time.sleep(_DRAIN_S)
-        total = sum(self._counts()[1:]) - sum(empty[1:])
-        return Report(offered, tunnel, other, total, time.process_time_ns() - cpu_ns)
+        made, *came_back = self._counts()
+        total = sum(came_back) - sum(empty[1:])
+        return Report(offered, tunnel, other, total, made, time.process_time_ns() - cpu_ns)
 
     def _counts(self) -> tuple[int, int, int]:
         pace = _bpf.lookup_map(self._object.map("pace"), _KEY, _PACE_BYTES)

@@ -8,7 +8,7 @@ DROP_REASONS: Final[tuple[str, ...]]
 VERDICTS: Final[tuple[str, ...]]
 
 class Memory(Protocol):
-    """Zeroed memory; `address` is where it starts in this process."""
+    """What a Forwarding fills; `address` is where it starts in this process. Need not be zeroed."""
 
     @property
     def address(self) -> int: ...

@@ -175,6 +175,7 @@ cdef class Forwarding:
             chunk += _chunks(n_rows)
             for k, address in enumerate(addresses):
                 backend = &table.backends[k]
+                backend.next_hop = 0
                 memcpy(backend.address, <const uint8_t*><bytes>address, 4)
                 backend.address_sum = sum_be16(backend.address, 4, 0)
                 backend.mtu_bytes = MTU_UNKNOWN

@@ -9,6 +9,8 @@ import time
 
 log = logging.getLogger(__name__)
 
+_PATIENCE_S = 0.2  # with a queue of messages that nobody takes
+
 
 def notify(*assignments: str) -> None:
     """Send e.g. ``notify("READY=1", "STATUS=forwarding")`` to the service manager, if there is one."""
@@ -18,10 +20,11 @@ def notify(*assignments: str) -> None:
     if address.startswith("@"):
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        sender.settimeout(_PATIENCE_S)
         try:
             sender.sendto("\n".join(assignments).encode(), address)
-        except OSError as error:  # a service manager that is not listening is no reason to stop
-            log.warning("NOTIFY_SOCKET %s: %s", address, error.strerror)
+        except OSError as error:  # a service manager that is not listening, or never reads, is no reason to stop
+            log.warning("NOTIFY_SOCKET %s: %s", address, error.strerror or error)
 
 
 def notify_reloading() -> None:

@@ -13,7 +13,6 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from glb import admin, pin, systemd
-from glb._bpf import SharedArrays
 from glb.director.announce import AnnounceDevice
 from glb.director.capture import Captures
 from glb.director.config import Config
@@ -181,7 +180,7 @@ class Director:
             source_ip=source_ip,
             source_mac=source_mac,
             answers_per_s=self._config.too_big_answers_per_s,
-            memory=SharedArrays,
+            memory=self._datapath.memory,
             bank=self._datapath.next_bank,
         )
         now = time.time()

@@ -51,6 +51,8 @@ class Datapath:
         self._tap: Tap | None = None
         self._threads: list[threading.Thread] = []
         self._current: Forwarding | None = None
+        self._memory: dict[tuple[int, str], _bpf.SharedArrays] = {}  # by bank and name
+        self._in_slots: dict[int, _bpf.SharedArrays] = {}  # whose map is in which of the kernel's slots for rows
         # What was counted before the current generation, and that generation: replaced together, read together.
         self._counted: tuple[Counts, Forwarding | None] = (Counts(), None)
         available = os.sched_getaffinity(0)
@@ -63,6 +65,18 @@ class Datapath:
     def next_bank(self) -> int:
         """Which half of the kernel's slots the next Forwarding has to take."""
         return 0 if self._current is None else 1 - self._current.bank
+
+    def memory(self, name: str, value_bytes: int, n_maps: int = 1) -> _bpf.SharedArrays:
+        """Memory of the next Forwarding: that of the last but one, which nobody reads any more, if it is large enough.
+
+        So it is not always zeroed. A new map for rows has to enter its slot, and the kernel takes its time for that: it
+        waits for every program that may still use the slot, some 10 ms.
+        """
+        place = self.next_bank, name
+        found = self._memory.get(place)
+        if found is None or len(found.fds) < n_maps:
+            found = self._memory[place] = _bpf.SharedArrays(name, value_bytes, n_maps)
+        return found
 
     def start(self, forwarding: Forwarding) -> None:
         """Forward by `forwarding` from now on: the first packet is taken when this returns."""
@@ -109,7 +123,9 @@ class Datapath:
         # The bank that the generation in force does not name: nobody reads these slots yet.
         for i, fd in enumerate(forwarding.rows_memory.fds):
             slot = forwarding.bank * _BANK_CHUNKS + i
-            _bpf.update_map(self._object.map("glb_chunks"), slot.to_bytes(4, "little"), fd.to_bytes(4, "little"))
+            if self._in_slots.get(slot) is not forwarding.rows_memory:
+                _bpf.update_map(self._object.map("glb_chunks"), slot.to_bytes(4, "little"), fd.to_bytes(4, "little"))
+                self._in_slots[slot] = forwarding.rows_memory
         counts = self._object.map("glb_backend_counts")
         _bpf.zero_counts(counts, forwarding.bank * _MAX_BACKENDS, len(forwarding.counter_index()))
         if self._tap is not None:

@@ -75,15 +75,20 @@ class NextHops:
         """
         backends = list(backends)
         new = [address for address in backends if address not in self.known]
-        async with self._reading:
-            await self._set_backends(backends, new)
-
-    async def _set_backends(self, backends: list[IPv4Address], new: list[IPv4Address]) -> None:
-        self._backends = backends
-        self.known = {address: hop for address, hop in self.known.items() if address in set(backends)}
-        self.report()
-        if not new:
+        if not new:  # nothing to read: not even for the kernel, whose netlink may be busy, a reload waits
+            self._adopt(backends)
             return
+        async with self._reading:
+            self._adopt(backends)
+            await self._resolve(new)
+
+    def _adopt(self, backends: list[IPv4Address]) -> None:
+        wanted = set(backends)
+        self._backends = backends
+        self.known = {address: hop for address, hop in self.known.items() if address in wanted}
+        self.report()
+
+    async def _resolve(self, new: list[IPv4Address]) -> None:
         async with AsyncIPRoute() as ipr:
             await self._read_routes(ipr)
             await self._read_links(ipr)

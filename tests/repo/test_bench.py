@@ -107,3 +107,14 @@ def test_memory_baseline_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("n_backends", [2, 16])
 def test_tables_baseline_builds_the_rows_that_ours_builds(n_backends: int) -> None:
     tables.check_same_work(samples.table(n_backends))
+
+
+@pytest.mark.netns
+@pytest.mark.bpf
+def test_reload_sees_the_new_rows_and_counts_what_was_lost() -> None:
+    done = bench("--quick", "reload")
+    assert done.returncode == 0, done.stderr
+    (each,) = (json.loads(line) for line in done.stdout.splitlines())
+    assert each["figure"] == "reload/xdp-state" and each.keys() >= KEYS
+    assert each["value"] > 0 and each["baseline"] > 0
+    assert each["paced"]["ms"]["min"] > 0 and each["paced"]["frames"] > each["paced"]["frames_lost"]
