@@ -21,6 +21,7 @@ _BENCHMARKS = {
     "flat": "bench.flat",
     "agent": "bench.agent",
     "agent-xdp": "bench.agent_xdp",
+    "stream": "bench.stream",
     "engines": "bench.table_engines",
 }
 
