@@ -23,6 +23,7 @@ _BENCHMARKS = {
     "capture": "bench.capture",
     "agent": "bench.agent",
     "agent-xdp": "bench.agent_xdp",
+    "stream": "bench.stream",
     "flows": "bench.flows",
     "engines": "bench.table_engines",
 }

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import statistics
 import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,8 @@ _CLIENTS: dict[int, Address] = {4: IPv4Address("10.64.0.0"), 6: IPv6Address("200
 _STRANGERS: dict[int, Address] = {4: IPv4Address("10.96.0.0"), 6: IPv6Address("2001:db8:99::2:0")}
 _PORT = 80
 _SYN, _ACK = 0x02, 0x10
-_FEW, _MANY = 8, 100_000  # what few flows need stays in the first-level cache: only the program's own work counts
+_FEW = 8  # what they need stays in the first-level cache: only the program's own work counts
+_MANY, _QUICK_MANY = 100_000, 2000
 _PASS, _TX = 2, 3
 _FIRST = bytes(4)
 _HEADER_BYTES = 114
@@ -52,14 +53,14 @@ _LIVE_ALTERNATIONS = 15
 
 _ALONE_METHOD = (
     "BPF_PROG_TEST_RUN, one core, in a network namespace with the sockets; before each repetition "
-    "bench/agent_chain.bpf.c moves the head back, writes a tunnel packet with one hop of a random flow, and goes on with "
-    "the program by a tail call; least processor time less the least of the same chain with the baseline"
+    "bench/agent_chain.bpf.c moves the head back, writes a tunnel packet with one hop of a random flow, and goes on "
+    "with the program by a tail call; least processor time less the least of the same chain with the baseline"
 )
 _STRIP = "a program that strips the tunnel without looking (its own cost is not in the value)"
 _LIVE_METHOD = (
-    "a veth pair, native XDP, XDP_TX; tunnel packets of an unknown flow, from random sources, from BPF_PROG_TEST_RUN with "
-    "live frames on the same core, as fast as it goes; counted by an XDP_DROP program at the other end; the two programs "
-    "take turns on the same interface"
+    "a veth pair, native XDP, XDP_TX; tunnel packets of an unknown flow, from random sources, from BPF_PROG_TEST_RUN "
+    "with live frames on the same core, as fast as it goes; counted by an XDP_DROP program at the other end; the two "
+    "programs take turns on the same interface"
 )
 
 
@@ -169,18 +170,18 @@ def _proxy(far: Host) -> Iterator[int]:
 
 
 def _alone(session: Session) -> Iterator[dict[str, Any]]:
-    repeat = _QUICK_REPEAT if session.quick else _REPEAT
+    repeat, most = (_QUICK_REPEAT, _QUICK_MANY) if session.quick else (_REPEAT, _MANY)
     # Few flows and many, twice and mirrored: what drifts favours neither.
     phases = (False, True) if session.quick else (False, True, True, False)
     with hosts(_LINK) as (_, far), _proxy(far) as ifindex, _program(ifindex) as program, ExitStack() as stack:
         stack.enter_context(pinned(session.cores.work))
         for family in _VIPS:
             chains = {name: stack.enter_context(closing(Chain(family, case, program))) for name, case in _CASES.items()}
-            chains["spread"] = stack.enter_context(closing(Chain(family, _CASES["established"], program, _MANY)))
+            chains["spread"] = stack.enter_context(closing(Chain(family, _CASES["established"], program, most)))
             chains[BASELINE] = stack.enter_context(closing(Chain(family, _CASES["established"], None)))
             taken: dict[bool, dict[str, list[float]]] = {False: {}, True: {}}
             for many in phases:
-                flows = range(_MANY if many else _FEW)
+                flows = range(most if many else _FEW)
                 sides = {
                     name: lambda chain=chain: chain.measure_ns(repeat)  # type: ignore[misc]
                     for name, chain in chains.items()
@@ -191,25 +192,24 @@ def _alone(session: Session) -> Iterator[dict[str, Any]]:
                     for name, values in session.alternate(label, sides, session.times(_ALTERNATIONS)).items():
                         taken[many].setdefault(name, []).extend(values)
             for name in ("established", "spread", "syn", "last-resort", "bounce"):
-                yield from _figures(family, name, taken)
+                yield from _figures(family, name, taken, most)
 
 
-def _figures(family: int, name: str, taken: dict[bool, dict[str, list[float]]]) -> Iterator[dict[str, Any]]:
+def _figures(family: int, name: str, taken: dict[bool, dict[str, list[float]]], most: int) -> Iterator[dict[str, Any]]:
     """With few established flows on the host, and with many."""
     found: dict[bool, float] = {}
     for many in (False, True):
         if name not in taken[many]:
             continue
-        flows = _MANY if many else _FEW
         line = net_figure(
-            f"agent-xdp/{name}-ipv{family}" + ("-100k" if many and name != "spread" else ""),
+            f"agent-xdp/{name}-ipv{family}" + ("-many" if many and name != "spread" else ""),
             {OURS: taken[many][name], BASELINE: taken[many][BASELINE]},
             frame_bytes=[len(_frame(family, _ACK))],
             method=_ALONE_METHOD,
             baseline=_STRIP,
             not_included="receiving and sending",
-            established_flows=flows,
-            flows_of_the_packets=_MANY if name == "spread" else _FEW,
+            established_flows=most if many else _FEW,
+            flows_of_the_packets=most if name == "spread" else _FEW,
         )
         found[many] = line["value"]
         yield line | ({"to_few_flows": significant(found[True] / found[False])} if len(found) == 2 else {})
@@ -233,7 +233,9 @@ class Contest:
         before = cpu_ns(self._ksoftirqd)
         report: Report = self._load.run(self._order)
         if not report.total or report.other > report.tunnel / 1000:
-            raise BenchError(f"{report.tunnel:.0f} tunnel packets a second came back from {side}, {report.other:.0f} others")
+            raise BenchError(
+                f"{report.tunnel:.0f} tunnel packets a second came back from {side}, {report.other:.0f} others"
+            )
         self.cpu_ns[side].append((report.cpu_ns + cpu_ns(self._ksoftirqd) - before) / report.total)
         return report.tunnel
 
@@ -244,7 +246,7 @@ class Contest:
 
 
 def _live(session: Session) -> Iterator[dict[str, Any]]:
-    seconds = _QUICK_SECONDS if session.quick else _SECONDS
+    seconds, most = (_QUICK_SECONDS, _QUICK_MANY) if session.quick else (_SECONDS, _MANY)
     core = session.cores.load
     with hosts(_LINK) as (near, far):
         load = LoadClient(near, core, [_LINK])
@@ -254,12 +256,12 @@ def _live(session: Session) -> Iterator[dict[str, Any]]:
             try:
                 for family in _VIPS:
                     for many in (False, True):
-                        flows = range(_MANY if many else _FEW)
+                        flows = range(most if many else 0)
                         frame = _frame(family, _ACK)
                         programs = {OURS: program.fd, BASELINE: bare.program("swap")}
                         contest = Contest(load, link, programs, frame, seconds, core)
-                        name = f"agent-xdp/live-bounce-ipv{family}" + ("-100k" if many else "")
-                        sides = {side: lambda side=side: contest.sample(side) for side in programs}  # type: ignore[misc]
+                        name = f"agent-xdp/live-bounce-ipv{family}" + ("-many" if many else "")
+                        sides = {side: partial(contest.sample, side) for side in programs}
                         others = established(_VIPS[family], _PORT, _CLIENTS[family], flows) if many else nullcontext()
                         counted = program.counters()
                         with others:
@@ -278,7 +280,7 @@ def _live(session: Session) -> Iterator[dict[str, Any]]:
                             not_included="a network card",
                             cpu_ratio=contest.cpu_ratio(),
                             cpu_ns_per_frame={side: spread(values) for side, values in contest.cpu_ns.items()},
-                            established_flows=len(flows) if many else 0,
+                            established_flows=len(flows),
                             seconds_each=seconds,
                         )
             finally:

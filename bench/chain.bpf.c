@@ -92,6 +92,13 @@ int stop(struct xdp_md *ctx)
     return XDP_TX;
 }
 
+/* What an interface pays for having a program at all. */
+SEC("xdp.frags")
+int pass(struct xdp_md *ctx)
+{
+    return XDP_PASS;
+}
+
 /* The least that forwarding can be: MAC addresses exchanged, and back by the same interface. */
 SEC("xdp.frags")
 int swap(struct xdp_md *ctx)

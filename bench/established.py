@@ -1,7 +1,7 @@
 """Many established flows of a host without anybody at their other ends: sockets made by TCP_REPAIR, as CRIU does.
 
 Nothing is sent for them, neither when they are made nor when they are closed. They are held by processes of their own
-(``python -m bench.established VIP PORT FIRST FROM TO``), as one may open so many files only; these end with their stdin.
+(``python -m bench.established VIP PORT FIRST FROM TO``), as one may open only so many files. These end with stdin.
 """
 
 from __future__ import annotations

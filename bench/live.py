@@ -145,12 +145,12 @@ admin = "unix:{home}/admin.sock"
         process = stack.enter_context(
             ending(host.start(argv, daemon_cores or core, stderr=log, environment={"NOTIFY_SOCKET": str(address)}))
         )
-        _await_ready(notified, process, home / "director.log")
+        await_ready(notified, process, home / "director.log")
         notified.close()  # nobody would read what reloads say
         yield process.pid
 
 
-def _await_ready(notified: socket.socket, process: subprocess.Popen[str], log: Path) -> None:
+def await_ready(notified: socket.socket, process: subprocess.Popen[str], log: Path) -> None:
     for _ in range(int(_READY_S * 10)):
         try:
             if b"READY=1" in notified.recv(4096):

@@ -72,6 +72,22 @@ def test_quick_run_prints_one_complete_json_line_per_figure() -> None:
         assert each["alternations"] == 2
 
 
+@pytest.mark.netns
+@pytest.mark.bpf
+def test_quick_run_of_the_agents_program_and_of_a_stream() -> None:
+    done = bench("--quick", "agent-xdp", "stream")
+    assert done.returncode == 0, done.stderr
+    figures = {each["figure"]: each for each in map(json.loads, done.stdout.splitlines())}
+    alone = ("established", "syn", "last-resort", "bounce", "live-bounce")
+    assert figures.keys() == {
+        *(f"agent-xdp/{what}-ipv{family}{flows}" for what in alone for family in (4, 6) for flows in ("", "-many")),
+        *(f"agent-xdp/spread-ipv{family}" for family in (4, 6)),
+        *(f"stream/{path}-{direction}" for path in ("xdp", "cython") for direction in ("upload", "download")),
+    }
+    for each in figures.values():
+        assert each.keys() >= KEYS
+
+
 def test_sides_take_turns_in_an_order_that_changes() -> None:
     order: list[str] = []
 
