@@ -19,7 +19,7 @@
 /* ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING: something may still be delivered */
 #define LIVE_STATES (1 << 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11)
 #define MAX_CHAIN 65536
-#define ATTEMPTS 4
+#define ATTEMPTS 64 /* to read one chain; two in a row that fail are rare */
 #define GROUP 8 /* buckets that are read at once: a cache line of heads */
 #define COMMON_BYTES 160 /* room for struct sock_common, which has 136 bytes in Linux 5.17 to 6.18 */
 
@@ -122,7 +122,7 @@ static long visit(__u32 index, void *nothing)
 {
     char common[COMMON_BYTES] __attribute__((aligned(8)));
     __u32 size = bpf_core_type_size(struct sock_common);
-    if (walk.node & 1 || size > COMMON_BYTES)
+    if (walk.node & 1 || size > COMMON_BYTES) /* the second for the verifier: glb_list_flows has looked */
         return 1;
     __u64 socket = walk.node - OFFSET(skc_nulls_node);
     /* One read of all: the cache misses of several sockets overlap only where little lies between them. */
@@ -202,8 +202,12 @@ int glb_list_flows(void *ctx)
     struct inet_hashinfo *hashes = BPF_CORE_READ(task, nsproxy, net_ns, ipv4.tcp_death_row.hashinfo);
     __u32 size = BPF_CORE_READ(hashes, ehash_mask) + 1; /* a power of two, 16 or more */
     __u32 first = glb_walk.bucket;
-    glb_walk.table_size = size;
     glb_walk.n_sockets = 0;
+    if (bpf_core_type_size(struct sock_common) > COMMON_BYTES) {
+        glb_walk.table_size = 0;
+        return 0;
+    }
+    glb_walk.table_size = size;
     walk.table = BPF_CORE_READ(hashes, ehash);
     walk.net = NULL;
     walk.n_sockets = 0;

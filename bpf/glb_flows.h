@@ -17,7 +17,7 @@ struct glb_socket {
 struct glb_walk {
     __u32 bucket;       /* asked: where to begin; answered: where to go on */
     __u32 n_buckets;    /* asked: how many at most */
-    __u32 table_size;   /* answered: buckets of the kernel's table */
+    __u32 table_size;   /* answered: buckets of the kernel's table; 0: its sockets are larger than is known here */
     __u32 n_sockets;    /* answered */
     __u32 n_namespaces; /* asked: network namespaces whose sockets count, by inode number */
     __u32 namespaces[GLB_WALK_NAMESPACES];

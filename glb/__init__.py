@@ -32,6 +32,7 @@ Beside them:
     glb.director.capture    packets of the running datapath (glb.director.tap, glb._capture) as a file (glb.wire.pcapng)
     glb.table.digest        what is forwarded by -> one hash to compare over the fleet
     glb.wire.gue            the tunnel packet for everything that is not the packet path
+    glb.ctl.mtu             tunnel packets of the real size over every link -> which are too small
     proxy_agent.daemon      the proxy side: netfilter rules, VIPs, the verdict loop's life
 
 What may import what: `glb` nothing but itself; `proxy_agent` the shared leaves of `glb`; `lab`, `tests`, `bench` and

@@ -6,7 +6,7 @@ Both put what they find into a `Tally`. They run without the GIL; call them in a
 import ipaddress
 import os
 
-from libc.errno cimport EINTR, EOVERFLOW, errno
+from libc.errno cimport EINTR, EOPNOTSUPP, EOVERFLOW, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
@@ -203,6 +203,8 @@ cdef int walk_all(int program, glb_walk* walk, Count* count) noexcept nogil:
         result = bpf_prog_test_run_opts(program, &opts)
         if result < 0:
             return result
+        if walk.table_size == 0:
+            return -EOPNOTSUPP
         for i in range(walk.n_sockets):  # at most GLB_WALK_SOCKETS: what did not fit is left for the next call
             note_flow(count, walk.sockets[i].local, walk.sockets[i].family, walk.sockets[i].port)
         if walk.bucket >= walk.table_size:

@@ -33,12 +33,13 @@ Wanted = tuple[int, tuple[str, ...]]  # MSS, VIPs; nothing to clamp: (0, ())
 
 
 class Clamp:
-    """What is clamped for the agent of one interface. One call of `apply` at a time."""
+    """What is clamped for the agent of one interface."""
 
     def __init__(self) -> None:
         self.in_force: dict[int, int] = dict.fromkeys(FAMILIES, 0)  # MSS by address family; 0: not clamped
         self._wanted: dict[int, Wanted | None] = dict.fromkeys(FAMILIES)  # of the last `apply`; None: none yet
         self._problems: dict[int, str] = {}
+        self._applying = asyncio.Lock()
 
     @property
     def problem(self) -> str | None:
@@ -46,26 +47,30 @@ class Clamp:
         return "; ".join(f"{FAMILIES[family]}: {text}" for family, text in self._problems.items()) or None
 
     async def apply(self, config: AgentConfig, changes: Changes, *, again: bool = False) -> None:
-        """Clamp what the configuration says and nothing else; with `again`, try anew what did not work before.
+        """Clamp what the configuration says and nothing else; with `again`, also what should be so already.
 
-        What the host refuses goes into `problem` and, when it is new, into the log.
+        (Somebody may have flushed the table, or made room for it.) What the host refuses goes into `problem` and, when
+        it is new, into the log.
         """
-        try:
-            wanted = _wanted(config)
-        except DeviceError:  # the interface is gone: so are the packets
-            return
-        due = [
-            family
-            for family in FAMILIES
-            if (wanted[family] != self._wanted[family] or (again and family in self._problems))
-            and (wanted[family][0] or family in changes.clamped)  # else there is nothing to take out
-        ]
-        if not due:
-            return
+        async with self._applying:
+            try:
+                wanted = _wanted(config)
+            except DeviceError:  # the interface is gone: so are the packets
+                return
+            due = [
+                family
+                for family in FAMILIES
+                if (again or wanted[family] != self._wanted[family])
+                and (wanted[family][0] or family in changes.clamped)  # else there is nothing to take out
+            ]
+            if due:
+                await self._change(config.interface, due, wanted, changes)
+
+    async def _change(self, interface: str, due: list[int], wanted: dict[int, Wanted], changes: Changes) -> None:
         for family in due:
             self._wanted[family] = wanted[family]
             changes.note_clamp(family)
-        errors = await asyncio.gather(*(_run(config.interface, family, *wanted[family]) for family in due))
+        errors = await asyncio.gather(*(_run(interface, family, *wanted[family]) for family in due))
         before = self.problem
         for family, error in zip(due, errors, strict=True):
             self._problems.pop(family, None)

@@ -158,6 +158,9 @@ def test_reload_and_a_change_of_the_mtu_change_the_clamp(net: Switch, agent: Age
         assert stated_mss(net["client"], VIP6) == 1292
     agent.reload(mss=1300)
     assert clamped(agent) == {"ipv4": 1300, "ipv6": 1300}
+    agent.host.run("iptables-legacy", "-t", "mangle", "-F")  # as a firewall's restart does
+    agent.reload()
+    assert len(mss_rules(agent.host)) == 4
     agent.reload(mss="off")
     assert clamped(agent) == {"ipv4": 0, "ipv6": 0}
     assert mss_rules(agent.host) == []
