@@ -200,7 +200,8 @@ cdef class BpfObject:
             if result < 0:
                 raise _failed(f"setting the constants of {self.path}", result)
         for name, fd in dict(reuse).items():
-            result = bpf_map__reuse_fd(bpf_object__find_map_by_name(self.object, name.encode()), fd)
+            map = bpf_object__find_map_by_name(self.object, name.encode())
+            result = bpf_map__reuse_fd(map, fd) if map != NULL else -errno.ENOENT
             if result < 0:
                 raise _failed(f"giving {self.path} the map {name}", result)
         result = bpf_object__load(self.object)

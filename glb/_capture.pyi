@@ -22,7 +22,6 @@ class Captured(NamedTuple):
     received_bytes: int
     sent: bytes | None
     sent_bytes: int
-    link_bytes: int  # of the received frame, before its IP header; 0 where nothing was sent
 
 class Wanted:
     memory: Any

@@ -40,7 +40,7 @@ MIN_SNAP_BYTES = 64  # whole headers, and more than any link header
 MAX_SNAP_BYTES = GLB_CAPTURE_MAX_SNAP
 
 Captured = namedtuple(
-    "Captured", "at_ns verdict engine bank table row hash received received_bytes sent sent_bytes link_bytes", module="glb._capture"
+    "Captured", "at_ns verdict engine bank table row hash received received_bytes sent sent_bytes", module="glb._capture"
 )
 
 
@@ -60,7 +60,6 @@ cdef object _captured(const glb_captured* taken, const uint8_t* kept):
         taken.received_bytes,
         follows[:taken.sent_bytes] if taken.sent_bytes else None,
         taken.sent_bytes,
-        taken.link_bytes,
     )
 
 

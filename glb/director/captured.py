@@ -11,7 +11,8 @@ from glb.wire import pcapng
 RECEIVED, SENT = 0, 1  # interface numbers
 _FRONT_BYTES = 36  # outer IPv4, UDP, GUE and private data header; 4 more for each hop after the first
 _MOST_FRONT_BYTES = 72  # of a tunnel packet: 8 hops; an answer to a packet that is too big has less
-_OUTER_DESTINATION = 16
+_OUTER_DESTINATION, _HOP_COUNT = 16, 35  # places in it
+_TAGS = (b"\x81\x00", b"\x88\xa8")
 _OUTCOMES = {"forward": "forward", "host": "host", LOST_NO_SOCKET: f"lost {LOST_NO_SOCKET}"}  # the others: dropped
 
 
@@ -56,8 +57,11 @@ def comment(table: str | None, packet: Captured) -> str:
 
 def hops(packet: Captured) -> list[IPv4Address]:
     """Where the tunnel packet went, and would go next, as it says itself."""
-    assert packet.sent is not None
-    link = packet.link_bytes
-    further = (packet.sent_bytes - packet.received_bytes - _FRONT_BYTES) // 4
-    places = [link + _OUTER_DESTINATION, *(link + _FRONT_BYTES + 4 * i for i in range(further))]
-    return [IPv4Address(packet.sent[at : at + 4]) for at in places]
+    frame = packet.sent
+    assert frame is not None
+    ip = 14
+    while frame[ip - 2 : ip] in _TAGS:
+        ip += 4
+    further = frame[ip + _HOP_COUNT]
+    places = [ip + _OUTER_DESTINATION, *(ip + _FRONT_BYTES + 4 * i for i in range(further))]
+    return [IPv4Address(frame[at : at + 4]) for at in places]
