@@ -67,6 +67,7 @@ cdef extern from "bpf/bpf.h" nogil:
     int bpf_obj_get(const char* path)
     int bpf_link_update(int link_fd, int new_program_fd, const void* opts)
     int bpf_obj_get_info_by_fd(int fd, void* info, uint32_t* length)
+    int bpf_prog_get_fd_by_id(uint32_t id)
 
 
 cdef extern from "linux/bpf.h" nogil:
@@ -75,6 +76,8 @@ cdef extern from "linux/bpf.h" nogil:
         BPF_XDP
         BPF_F_TEST_XDP_LIVE_FRAMES
         BPF_F_MMAPABLE
+    struct bpf_prog_info:
+        char name[16]
     struct xdp_link_info:
         uint32_t ifindex
     struct bpf_link_info:
@@ -155,7 +158,7 @@ LIVE_FRAMES = BPF_F_TEST_XDP_LIVE_FRAMES
 _ADVICE = {
     errno.EPERM: "run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
     errno.EACCES: "run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
-    errno.EBUSY: "another XDP program is attached; `ip link show` names it, `ip link set dev IF xdp off` removes it",
+    errno.EBUSY: "another XDP program is attached",
     errno.ENOMEM: "raise the memory limit (ulimit -l) of this process",
 }
 
@@ -235,19 +238,13 @@ cdef class BpfObject:
 
 
 def attach_xdp(int program_fd, int ifindex, *, bint generic=False):
-    """Attach an XDP program by a link: the returned file descriptor; closing it detaches.
-
-    Native mode where the driver has XDP, else generic. Raises DeviceError.
-    """
+    """Attach an XDP program by a link: the returned file descriptor, which detaches when closed. Raises DeviceError."""
     cdef bpf_link_create_opts opts
     memset(&opts, 0, sizeof(opts))
     opts.sz = sizeof(opts)
     opts.flags = XDP_FLAGS_SKB_MODE if generic else 0
     glb_start_log()
     cdef int fd = bpf_link_create(program_fd, ifindex, BPF_XDP, &opts)
-    if fd == -errno.EBUSY:
-        raise DeviceError(f"XDP program {attached_xdp(ifindex)[0]} is attached to interface {ifindex} already; "
-                          f"`bpftool net` names its owner, `ip link set dev IF xdp off` removes it")
     if fd < 0:
         raise _failed(f"attaching the XDP program to interface {ifindex}", fd)
     return fd
@@ -262,6 +259,18 @@ def attached_xdp(int ifindex):
     if result < 0:
         raise _failed(f"asking for the XDP program of interface {ifindex}", result)
     return opts.prog_id, MODES.get(opts.attach_mode, "multi" if opts.attach_mode == XDP_ATTACHED_MULTI else "none")
+
+
+def program_name(uint32_t program_id):
+    """Of a loaded program, its first 15 characters; "" if it has none, or is gone."""
+    cdef bpf_prog_info info
+    cdef uint32_t length = sizeof(info)
+    cdef int fd = bpf_prog_get_fd_by_id(program_id)
+    memset(&info, 0, sizeof(info))
+    if fd >= 0:
+        bpf_obj_get_info_by_fd(fd, &info, &length)
+        close(fd)
+    return (<bytes>info.name).decode()
 
 
 def pin(int fd, path):

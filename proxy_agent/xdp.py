@@ -20,8 +20,7 @@ from pathlib import Path
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from glb import _bpf, pin
-from glb.errors import DeviceError
+from glb import _bpf, hook, pin
 from proxy_agent.changes import ENGINE, Changes
 from proxy_agent.config import MAX_NAMESPACES, AgentConfig, Network, namespace_path
 from proxy_agent.decide import BY_NAME, REASONS
@@ -186,7 +185,7 @@ class XdpEngine:
         self._inherited = self._pinned = self._link is not None
         stack.callback(self._let_go)
         if self._link is None:
-            self._link = self._attach(self._program.fd)
+            self._link = hook.attach(self._program.fd, config.interface, self._ifindex)
 
     async def start(self, stack: contextlib.AsyncExitStack, guard: Guard) -> None:
         assert self._program is not None and self._link is not None
@@ -240,15 +239,6 @@ class XdpEngine:
     def mode(self) -> str:
         """native, generic or offload."""
         return str(_bpf.attached_xdp(self._ifindex)[1])
-
-    def _attach(self, program: int) -> int:
-        try:
-            return _bpf.attach_xdp(program, self._ifindex)
-        except DeviceError as error:
-            if _bpf.attached_xdp(self._ifindex)[0]:
-                raise  # somebody else's program: refuse, whatever the mode
-            log.warning("native XDP refused on %s (%s); trying generic mode", self._config.interface, error)
-            return _bpf.attach_xdp(program, self._ifindex, generic=True)
 
     def _let_go(self) -> None:
         """Pinned, the program goes on, and needs its sysctls; else it goes when the link is closed."""

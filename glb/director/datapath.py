@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from glb import _bpf, pin
+from glb import _bpf, hook, pin
 from glb._fastpath import Forwarding
 from glb._xsk import Worker
 from glb.director.counts import Counts
@@ -106,13 +106,7 @@ class Datapath:
             _bpf.replace_program(link, program)
             log.info("took over the program of an earlier director on %s", self._interface.name)
             return link
-        try:
-            link = _bpf.attach_xdp(program, self._interface.index)
-        except DeviceError as error:
-            if _bpf.attached_xdp(self._interface.index)[0]:
-                raise  # somebody else's program: refuse, whatever the mode
-            log.warning("native XDP refused on %s (%s); trying generic mode", self._interface.name, error)
-            link = _bpf.attach_xdp(program, self._interface.index, generic=True)
+        link = hook.attach(program, self._interface.name, self._interface.index)
         if self._pin_dir:
             pin.keep(link, self._pin_dir, self._interface.name)
         return link

@@ -175,7 +175,7 @@ def test_somebody_elses_program_is_left_alone(agent: Agent) -> None:
         with pytest.raises(AssertionError):
             agent.start()
         assert agent.wait() == 1
-        assert "is attached to interface" in agent.log()
+        assert f"eth0 has another XDP program already, in native mode: glb_director (id {theirs})" in agent.log()
         assert program(agent.host) == theirs
         agent.write_config(engine="auto")
         agent.start()

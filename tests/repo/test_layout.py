@@ -62,6 +62,7 @@ MAY_IMPORT = {
         "glb._siphash",
         "glb._wire",
         "glb.errors",
+        "glb.hook",
         "glb.pin",
         "glb.version",
         "glb.admin",

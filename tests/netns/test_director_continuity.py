@@ -1,0 +1,75 @@
+"""What the Cython path misses while a director is killed and started again: nothing but what came in between."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+from scapy.packet import Raw
+from test_director import SO_RCVBUFFORCE, VIP, Director, port_of
+from test_director import director as director  # the fixture
+from topology import eventually
+
+pytestmark = [pytest.mark.netns, pytest.mark.bpf]
+
+NUMBER = slice(32, 36)  # of the inner packet: IPv4 with 4 bytes of options, UDP, then this
+
+
+@contextmanager
+def uncommon_load(director: Director) -> Iterator[list[int]]:
+    """Numbered packets with IPv4 options, which no program in the kernel encapsulates; how many were sent so far."""
+    net, sent, stop = director.net, [0], threading.Event()
+    frame = Ether(src=net["client"].mac, dst=net["director"].mac)
+    frame /= IP(src=net["client"].ipv4, dst=VIP, options=b"\x01\x01\x01\x01") / UDP(dport=80, chksum=0)
+    head = bytes(frame / Raw(bytes(4)))[:-4]
+
+    def load() -> None:
+        while not stop.wait(0.001):
+            port.send(head + sent[0].to_bytes(4, "big"))
+            sent[0] += 1
+
+    with port_of(net, "director") as port:
+        thread = threading.Thread(target=load)
+        thread.start()
+        try:
+            yield sent
+        finally:
+            stop.set()
+            thread.join()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_take_packets_again_as_soon_as_the_director_is_back(
+    director: Director, bpffs: Path, number: signal.Signals
+) -> None:
+    director.configure(f'pin_dir = "{bpffs}/{director.net["director"].namespace}"\n')
+    listener = director.listen("proxy1")
+    listener.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 26)
+    arrived: set[int] = set()
+
+    def has_arrived(wanted: range) -> bool:
+        while (packet := listener._poll()) is not None:
+            arrived.add(int.from_bytes(packet[1].inner[NUMBER], "big"))
+        return arrived.issuperset(wanted)
+
+    director.start()
+    with uncommon_load(director) as sent:
+        eventually(lambda: sent[0] > 100)
+        upto = sent[0]
+        eventually(lambda: has_arrived(range(upto)))
+        director.signal(number)
+        assert director.process is not None
+        director.process.wait(10)
+        director.start()
+        first = sent[0] + 1  # the one before may have been on its way already
+        eventually(lambda: sent[0] > first + 100)
+        upto = sent[0]
+        eventually(lambda: has_arrived(range(first, upto)))
+    assert director.metric("glb_director_drops_total") == director.metric("glb_director_lost_total") == 0
