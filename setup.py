@@ -21,6 +21,8 @@ DEBUG = os.environ.get("GLB_CYTHON_DEBUG", "0") not in ("", "0")
 SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined"]
 COMPILE_ARGS = SANITIZE if DEBUG else ["-O3", "-g1"]
 LINK_ARGS = ["-fsanitize=address,undefined"] if DEBUG else []
+# In the packet path `inline` is meant: a call per stage and packet would cost a tenth of its time.
+INLINE = {"glb._fastpath": ["-DCYTHON_INLINE=inline __attribute__((always_inline))"]}
 HEADERS = ["bpf/*.h", "*/*.pxd", "glb/*.h"]
 
 # module -> libraries it is linked with
@@ -48,7 +50,7 @@ def extensions() -> list[Extension]:
             include_dirs=["bpf", "glb"],
             libraries=libraries,
             depends=[str(p.relative_to(ROOT)) for pattern in HEADERS for p in ROOT.glob(pattern)],
-            extra_compile_args=["-Wall", "-Wno-unused-function", *COMPILE_ARGS],
+            extra_compile_args=["-Wall", "-Wno-unused-function", *COMPILE_ARGS, *INLINE.get(module, [])],
             extra_link_args=LINK_ARGS,
         )
         for module, libraries in MODULES.items()

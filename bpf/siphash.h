@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* SipHash-2-4, inlined whole where the length is known: over the chosen fields of a flow for the eBPF program, one version
- * per set of fields, and over an address for Cython.
- */
+/* SipHash-2-4 over the chosen fields of a flow, for the eBPF program: inlined whole, one version per set of fields. */
 #ifndef GLB_SIPHASH_H
 #define GLB_SIPHASH_H
 
@@ -9,12 +7,6 @@
 
 #ifndef __always_inline
 #define __always_inline inline __attribute__((always_inline))
-#endif
-
-#ifdef __clang__
-#define GLB_UNROLL _Pragma("unroll")
-#else
-#define GLB_UNROLL _Pragma("GCC unroll 8")
 #endif
 
 struct sip {
@@ -59,7 +51,7 @@ static __always_inline __u64 siphash(__u64 key0, __u64 key1, const __u64 *words,
         key1 ^ 0x7465646279746573ULL,
     };
 
-GLB_UNROLL
+#pragma unroll
     for (int i = 0; i < n; i++)
         sip_word(&s, words[i]);
     sip_word(&s, last);

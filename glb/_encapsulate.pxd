@@ -1,100 +1,60 @@
-"""From a flow to the tunnel packet: hash, row, hops, and the front that is put before the frame (docs/protocol/gue.md)."""
+"""From a row to the tunnel packet: hops, and the front that is put before the frame (docs/protocol/gue.md)."""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memmove
 
 from glb._fastpath cimport (
-    GLB_CHUNK_ROWS, GLB_MAX_STRIDE, GLB_MAX_TAGS,
     GLB_DROP_NO_BACKEND, GLB_DROP_NO_NEXT_HOP, GLB_DROP_TOO_BIG, GLB_FORWARD, GLB_MAX_BACKENDS,
-    GLB_NEXT_HOP_EGRESS_BIT, GLB_NEXT_HOP_KNOWN_BIT, GLB_NO_HOP, HASH_DST_ADDR, HASH_DST_PORT,
-    HASH_SRC_ADDR, HASH_SRC_PORT, MAX_LIST, MESSAGE_BYTES, MTU_UNKNOWN, Counters, Packet, Plan, Table, glb_backend,
+    GLB_NEXT_HOP_EGRESS_BIT, GLB_NEXT_HOP_KNOWN_BIT, GLB_NO_HOP, MAX_LIST, MTU_UNKNOWN, Counters, Packet, Plan, Table, glb_backend,
 )
-from glb._machine cimport unlikely
+from glb._machine cimport glb_prefetch, glb_prefetch_write, unlikely
 from glb._parse cimport ETHERNET_BYTES
-from glb._siphash cimport siphash, siphash24
 from glb._wire cimport (
-    GLB_ETH_P_IP, GLB_GUE_PORT, GLB_OUTER_TTL, GLB_PROTO_UDP, GLB_SOURCE_PORT_BASE, fold_checksum, store_be16,
+    GLB_ETH_P_IP, GLB_GUE_PORT, GLB_OUTER_TTL, GLB_PROTO_UDP, GLB_SOURCE_PORT_BASE, fold_checksum, load_word16, load_word32,
+    load_word64, store_be16, store_word16, store_word32, store_word64, sum_be16, swap16,
 )
 
 
 cdef enum:
     FRONT_IPV4_BYTES = 20
     OVERHEAD_BYTES = 36     # outer IPv4, UDP, GUE and private data header; 4 more for each hop after the first
+    PORTS_END = 57          # last byte of a frame that is read, mostly: IPv6 and ports
 
 
-# ---- hash: the flow's chosen fields -> 64 bits ---------------------------------------------------------------------
+# ---- fetch: what the packet path will touch ------------------------------------------------------------------------
 
-cdef inline uint64_t flow_hash(const Table* table, const Packet* packet, uint32_t fields) noexcept nogil:
-    """SipHash-2-4 over the fields in their fixed order (docs/protocol/table.md, flow hash)."""
-    cdef uint8_t message[MESSAGE_BYTES]
-    cdef size_t length = 0
-    cdef unsigned long long words[2]
-    if fields == HASH_SRC_ADDR:  # the default, with its two lengths, is worth code of its own
-        if packet.address_bytes == 4:
-            words[0] = 0
-            memcpy(words, packet.source, 4)
-            return siphash(table.hash_key.k0, table.hash_key.k1, NULL, 0, words[0] | (<uint64_t>4 << 56))
-        memcpy(words, packet.source, 16)
-        return siphash(table.hash_key.k0, table.hash_key.k1, words, 2, <uint64_t>16 << 56)
-    if fields & HASH_SRC_ADDR:
-        memcpy(message, packet.source, packet.address_bytes)
-        length = packet.address_bytes
-    if fields & HASH_DST_ADDR:
-        memcpy(message + length, packet.destination, packet.address_bytes)
-        length += packet.address_bytes
-    if fields & HASH_SRC_PORT:
-        memcpy(message + length, packet.ports, 2)
-        length += 2
-    if fields & HASH_DST_PORT:
-        memcpy(message + length, packet.ports + 2, 2)
-        length += 2
-    return siphash24(table.hash_key, message, length)
+cdef inline void fetch_headers(const Packet* packet) noexcept nogil:
+    """Of a frame that is soon to be parsed: its headers, and the bytes before it, where the front will be."""
+    glb_prefetch_write(packet.frame)
+    glb_prefetch(packet.frame + PORTS_END)
+    glb_prefetch_write(packet.frame - OVERHEAD_BYTES - 4)
 
 
-# ---- row: hash -> hops ---------------------------------------------------------------------------------------------
+# ---- row -> hops ---------------------------------------------------------------------------------------------------
 
-cdef inline const uint16_t* row_of(const Table* table, uint64_t hash) noexcept nogil:
-    cdef uint32_t row = <uint32_t>hash & table.row_mask
-    # Chunks are GLB_CHUNK_ROWS * GLB_MAX_STRIDE entries apart, of which a stride of 2 uses half.
-    return table.rows + <size_t>(row // GLB_CHUNK_ROWS) * (GLB_CHUNK_ROWS * GLB_MAX_STRIDE) + (row % GLB_CHUNK_ROWS) * table.stride
-
-
-cdef inline void copy_rows(uint16_t* target, const uint16_t* rows, uint32_t n_rows, uint32_t stride) noexcept nogil:
-    """Put rows where `row_of` looks for them: each chunk starts at a place of its own, whatever the stride."""
-    cdef uint32_t row = 0, n
-    while row < n_rows:
-        n = min(<uint32_t>GLB_CHUNK_ROWS, n_rows - row)
-        memcpy(target + <size_t>(row // GLB_CHUNK_ROWS) * (GLB_CHUNK_ROWS * GLB_MAX_STRIDE), rows + <size_t>row * stride,
-               n * stride * 2)
-        row += n
-
-
-cdef inline int list_hops(const Plan* plan, const Table* table, const Packet* packet, uint16_t* hops) noexcept nogil:
-    """Backend indexes of the packet's row, then of its alternative row; returns how many."""
-    cdef const uint16_t* row = row_of(table, packet.hash)
-    cdef int n = 0
-    cdef uint32_t i
-    cdef int k
-    for i in range(table.stride):
-        if row[i] == GLB_NO_HOP:
-            break
-        hops[n] = row[i]
+cdef inline uint32_t count_hops(const Table* table, const uint16_t* row) noexcept nogil:
+    cdef uint32_t n = 0
+    while n < table.stride and row[n] != GLB_NO_HOP:
         n += 1
-    if not plan.alt_hash_fields:
-        return n
-    row = row_of(table, flow_hash(table, packet, plan.alt_hash_fields))
-    for i in range(table.stride):
-        if row[i] == GLB_NO_HOP:
-            break
+    return n
+
+
+cdef inline uint32_t list_hops(const Table* table, const Packet* packet, uint16_t* hops) noexcept nogil:
+    """Backend indexes of the packet's row, then of its alternative row; returns how many."""
+    cdef uint32_t n = count_hops(table, packet.row)
+    cdef uint32_t n_alternative = count_hops(table, packet.alternative_row)
+    cdef uint32_t i, k
+    memcpy(hops, packet.row, n * 2)
+    for i in range(n_alternative):
         if not table.keep_duplicates:
             for k in range(n):
-                if hops[k] == row[i]:
+                if hops[k] == packet.alternative_row[i]:
                     break
             else:
-                hops[n] = row[i]
+                hops[n] = packet.alternative_row[i]
                 n += 1
             continue
-        hops[n] = row[i]
+        hops[n] = packet.alternative_row[i]
         n += 1
     return n
 
@@ -102,9 +62,15 @@ cdef inline int list_hops(const Plan* plan, const Table* table, const Packet* pa
 # ---- encapsulate: front before the packet --------------------------------------------------------------------------
 
 cdef inline uint8_t encapsulate(const Plan* plan, Packet* packet, Counters* counters) noexcept nogil:
-    cdef const Table* table = &plan.tables[packet.table]
-    cdef uint16_t hops[MAX_LIST]
-    cdef int n = list_hops(plan, table, packet, hops)
+    cdef const Table* table = packet.by
+    cdef uint16_t listed[MAX_LIST]
+    cdef const uint16_t* hops = packet.row
+    cdef uint32_t n
+    if plan.alt_hash_fields:
+        n = list_hops(table, packet, listed)
+        hops = listed
+    else:
+        n = count_hops(table, hops)
     packet.egress = 0
     if n == 0:
         return GLB_DROP_NO_BACKEND
@@ -120,47 +86,70 @@ cdef inline uint8_t encapsulate(const Plan* plan, Packet* packet, Counters* coun
     cdef uint64_t next_hop = primary.next_hop
     if not (next_hop >> GLB_NEXT_HOP_KNOWN_BIT) & 1:
         return GLB_DROP_NO_NEXT_HOP
-    cdef uint8_t* ip = packet.frame + packet.link_bytes - overhead
-    cdef uint8_t* ethernet = packet.frame - overhead
     cdef uint32_t i
-    # The VLAN tags stay: copied before the front overwrites them, and if there are none, overwritten by it.
-    memcpy(ethernet + 12, packet.frame + 12, GLB_MAX_TAGS * 4)
+    cdef uint8_t* front = packet.frame - overhead
+    cdef uint64_t* of_table = &counters.tables[2 * packet.table]
+    of_table[0] += 1
+    of_table[1] += packet.length
+    counters.backends[primary.counter & (GLB_MAX_BACKENDS - 1)] += 1
+    packet.length += overhead
+    packet.sends = True
+    cdef uint64_t tags = 0
+    cdef uint32_t tag_bytes = packet.link_bytes - ETHERNET_BYTES
+    if unlikely(tag_bytes):
+        tags = load_word64(packet.frame + 12)  # at most 8 bytes; the front overwrites them
+        front += tag_bytes
+    write_front(plan, front, packet, primary, next_hop, further, outer_length)
+    for i in range(further):
+        store_word32(front + ETHERNET_BYTES + OVERHEAD_BYTES + 4 * i, load_word32(table.backends[hops[1 + i]].address))
     if unlikely(next_hop >> GLB_NEXT_HOP_EGRESS_BIT):
         # Tags are the trunk's that the frame came in by: they do not go to another interface.
         packet.egress = next_hop >> GLB_NEXT_HOP_EGRESS_BIT
-        ethernet = ip - ETHERNET_BYTES
-        memcpy(ethernet + 6, plan.generation.egresses[packet.egress].source_mac, 6)
-    elif plan.source_from_frame:
-        # The front ends where the frame's own Ethernet header did: copy its destination before that is overwritten.
-        memcpy(ethernet + 6, packet.frame, 6)
-    else:
-        memcpy(ethernet + 6, plan.source_mac, 6)
-    memcpy(ethernet, &next_hop, 6)
-    store_be16(ip - 2, GLB_ETH_P_IP)
-    ip[0] = 0x45
-    ip[1] = 0
-    store_be16(ip + 2, outer_length)
-    store_be16(ip + 4, 0)
-    store_be16(ip + 6, 0x4000)  # don't fragment
-    ip[8] = GLB_OUTER_TTL
-    ip[9] = GLB_PROTO_UDP
-    store_be16(ip + 10, fold_checksum(plan.fixed_sum + primary.address_sum + outer_length))
-    memcpy(ip + 12, plan.source_ip, 4)
-    memcpy(ip + 16, primary.address, 4)
-    store_be16(ip + 20, GLB_SOURCE_PORT_BASE | ((<uint16_t>packet.hash ^ packet.hint) & 0x7fff))
-    store_be16(ip + 22, GLB_GUE_PORT)
-    store_be16(ip + 24, outer_length - FRONT_IPV4_BYTES)
-    store_be16(ip + 26, 0)  # no UDP checksum: the inner packet has its own (RFC 6935 does not concern IPv4)
-    ip[28] = 1 + further
-    ip[29] = packet.inner_protocol
-    memset(ip + 30, 0, 5)  # GUE flags, private data type, next hop
-    ip[35] = further
-    for i in range(further):
-        memcpy(ip + OVERHEAD_BYTES + 4 * i, table.backends[hops[1 + i]].address, 4)
-    counters.tables[2 * packet.table] += 1
-    counters.tables[2 * packet.table + 1] += packet.length
-    counters.backends[primary.counter & (GLB_MAX_BACKENDS - 1)] += 1
-    packet.length += packet.frame - ethernet
-    packet.frame = ethernet
-    packet.sends = True
+        packet.length -= tag_bytes
+        memcpy(front + 6, plan.generation.egresses[packet.egress].source_mac, 6)
+    elif unlikely(tag_bytes):
+        # The VLAN tags stay: the MAC addresses move to make room for them.
+        memmove(front - tag_bytes, front, 12)
+        front -= tag_bytes
+        memcpy(front + 12, &tags, tag_bytes)
+    packet.frame = front
     return GLB_FORWARD
+
+
+cdef inline void start_front(Plan* plan, const uint8_t* source_ip, const uint8_t* source_mac) noexcept nogil:
+    """What the fronts of all tunnel packets have in common. `source_mac` NULL: it comes from the frame."""
+    cdef uint8_t* front = <uint8_t*>plan.front
+    plan.source_from_frame = source_mac == NULL
+    if source_mac != NULL:
+        memcpy(front + 6, source_mac, 6)
+    store_be16(front + 12, GLB_ETH_P_IP)
+    front[14] = 0x45
+    store_be16(front + 20, 0x4000)  # don't fragment
+    front[22] = GLB_OUTER_TTL
+    front[23] = GLB_PROTO_UDP
+    memcpy(front + 26, source_ip, 4)
+    store_be16(front + 36, GLB_GUE_PORT)
+    plan.fixed_sum = sum_be16(front + ETHERNET_BYTES, FRONT_IPV4_BYTES, 0)
+
+
+cdef inline void write_front(
+    const Plan* plan, uint8_t* front, const Packet* packet, const glb_backend* primary, uint64_t next_hop, uint32_t further,
+    uint32_t outer_length,
+) noexcept nogil:
+    """The first 50 bytes of the front; the further hops follow. Whole words, as write_front of bpf/director.bpf.c."""
+    cdef uint64_t destination = load_word32(primary.address)
+    cdef uint64_t source = 0
+    cdef uint16_t udp_source_be = swap16(GLB_SOURCE_PORT_BASE | <uint16_t>packet.hash) ^ (packet.hint_be & swap16(0x7fff))
+    cdef uint16_t checksum = fold_checksum(plan.fixed_sum + primary.address_sum + outer_length)
+    if plan.source_from_frame:
+        # The front ends where the frame's own Ethernet header did: its destination is read before that is overwritten.
+        source = load_word32(packet.frame) | <uint64_t>load_word16(packet.frame + 4) << 32
+    store_word64(front, plan.front[0] | (next_hop & <uint64_t>0xffffffffffff) | source << 48)
+    store_word64(front + 8, plan.front[1] | source >> 16)
+    store_word64(front + 16, plan.front[2] | swap16(outer_length))
+    store_word64(front + 24, plan.front[3] | swap16(checksum) | destination << 48)
+    store_word64(front + 32, plan.front[4] | destination >> 16 | <uint64_t>udp_source_be << 16
+                 | <uint64_t>swap16(outer_length - FRONT_IPV4_BYTES) << 48)
+    # No UDP checksum: the inner packet has its own (RFC 6935 does not concern IPv4).
+    store_word64(front + 40, (1 + further) << 16 | <uint64_t>packet.inner_protocol << 24)
+    store_word16(front + 48, further << 8)

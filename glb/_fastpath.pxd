@@ -101,11 +101,23 @@ cdef extern from "glb_layout.h" nogil:
     uint32_t glb_prefix_slot(uint64_t high, uint64_t low, uint32_t length, uint64_t seed)
 
 
+cdef extern from "_flows.h" nogil:
+    enum:
+        BATCH "GLB_BATCH"
+        GLB_FLOW_WORDS
+
+    struct glb_flows:
+        uint32_t count
+        uint32_t n_words
+        uint64_t k0[BATCH]
+        uint64_t k1[BATCH]
+        uint64_t words[GLB_FLOW_WORDS][BATCH]
+        void* packets[BATCH]
+
+
 cdef enum:
     HEADROOM = 128        # free bytes wanted before each frame; a front of 8 hops and 2 tags is 86 bytes, 22 of them replace the frame's
-    BATCH = 64            # packets that go through the stages together
     MAX_LIST = 8          # hops of a row and of its alternative row
-    MESSAGE_BYTES = 40    # longest hash message is 36
     MTU_UNKNOWN = 0xffff  # of a path: no packet is too big for it but by the length field of IPv4
 
 
@@ -146,9 +158,9 @@ cdef struct Plan:
     uint32_t n_backends    # of all tables together
     uint32_t hash_fields   # HashField bits
     uint32_t alt_hash_fields  # 0: none
+    void (*hash)(const glb_flows* flows, uint64_t* hashes) noexcept nogil  # the engine's
     bint source_from_frame  # the frame sent takes the received frame's destination as its source MAC
-    uint8_t source_mac[6]
-    uint8_t source_ip[4]   # wire order
+    uint64_t front[5]      # as glb_options.front
     uint32_t fixed_sum     # checksum words that every outer header shares
     uint32_t answers_per_s  # to packets that are too big, of each worker; 0: none, UNLIMITED: all
 
@@ -159,9 +171,9 @@ cdef struct Packet:
     uint32_t ip_length     # bytes of the IP packet as its header says, checked against the frame
     uint8_t verdict        # glb_verdict
     uint8_t inner_protocol  # 4 or 41
-    uint16_t table         # index
-    uint16_t hint          # mixed into the outer UDP source port, host order
     uint8_t address_bytes  # 4 or 16
+    uint16_t table         # index
+    uint16_t hint_be       # mixed into the outer UDP source port, wire order
     uint8_t link_bytes     # of the frame before the IP header: Ethernet and its VLAN tags
     uint8_t answerable     # flag: neither a later fragment nor an ICMP error, so its sender may be told that it is too big
     uint8_t sends          # flag: `frame` is now one to send, the tunnel packet or an answer to the sender
@@ -170,7 +182,10 @@ cdef struct Packet:
     uint8_t ports[4]       # source and destination port of the flow, wire order
     const uint8_t* source  # address of the flow (ICMP errors: of the quoted packet, reversed), inside the frame
     const uint8_t* destination
+    const Table* by        # the table itself
     uint64_t hash
+    const uint16_t* row    # backend indexes
+    const uint16_t* alternative_row  # the same by alt_hash_fields
 
 
 cdef void run_batch(const Plan* plan, Counters* counters, Packet* packets, int n) noexcept nogil
@@ -185,6 +200,7 @@ cdef class Forwarding:
     cdef readonly int bank
     cdef uint32_t _last_egress
     cpdef CounterBlock new_counters(self)
+    cdef Plan _plan_by(self, engine) except *
     cdef _fill_tables(self, tables, memory)
     cdef _fill_binds(self, prefixes, bint forward_echo)
     cdef bint _place(self, list placed, uint64_t seed)

@@ -1,4 +1,5 @@
-"""The packet path. A batch goes through three stages: parse (_parse.pxd), hash and row, encapsulate (_encapsulate.pxd).
+"""The packet path. A batch goes through three stages: parse (_parse.pxd), hash and row (_flows.pxd), encapsulate
+(_encapsulate.pxd).
 
 Frames come in with HEADROOM free bytes before them and leave as tunnel packets in place. Everything per packet is
 `noexcept nogil` and returns a verdict (bpf/glb_layout.h); the set-up below it raises.
@@ -11,19 +12,21 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from glb._egress cimport egress_index
-from glb._encapsulate cimport OVERHEAD_BYTES, copy_rows, encapsulate, flow_hash, row_of
-from glb._machine cimport glb_prefetch, glb_prefetch_write, glb_thread_ns, unlikely
+from glb._encapsulate cimport encapsulate, fetch_headers, start_front
+from glb._flows cimport GLB_N_FLOW_ENGINES, copy_rows, find_rows, glb_flow_engine, glb_flow_engines, put_flow, start_flows
+from glb._machine cimport glb_thread_ns, unlikely
 from glb._parse cimport ETHERNET_BYTES, IPV4_FAMILY, parse
 from glb._siphash cimport sip_key
 from glb._too_big cimport answer_too_big
-from glb._wire cimport GLB_ETH_P_IP, GLB_GUE_PORT, GLB_OUTER_TTL, GLB_PROTO_UDP, store_be16, sum_be16
+from glb._wire cimport GLB_PROTO_IPIP, sum_be16
 
+from glb._rendezvous import ENGINE, ENGINES
 from glb.errors import TableError
 
 
 cdef enum:
-    AHEAD = 8  # packets that a frame's header is fetched before it is parsed
-
+    AHEAD = 8        # packets that a frame's headers are fetched before it is parsed
+    CACHE_LINE = 64  # bytes
 
 DROP_REASONS = ("malformed", "truncated", "fragment", "too_big", "no_next_hop", "no_backend", "stale_bind")
 VERDICTS = ("forward", "host", *DROP_REASONS)
@@ -33,25 +36,29 @@ assert len(VERDICTS) == GLB_N_VERDICTS
 # ---- the batch -----------------------------------------------------------------------------------------------------
 
 cdef void run_batch(const Plan* plan, Counters* counters, Packet* packets, int n) noexcept nogil:
-    """Take up to BATCH packets through all stages; each ends with a verdict, counted once."""
+    """Take up to BATCH packets through all stages, one stage after the other; each ends with a verdict, counted once."""
     cdef int i
     cdef Packet* packet
-    cdef const Table* table
+    cdef glb_flows flows[2]        # by family
+    cdef glb_flows alternatives[2]
+    for i in range(min(n, AHEAD)):
+        fetch_headers(&packets[i])
+    start_flows(flows)
+    start_flows(alternatives)
     for i in range(n):
-        packet = &packets[i]
         if i + AHEAD < n:
-            glb_prefetch(packets[i + AHEAD].frame)
-        glb_prefetch_write(packet.frame - OVERHEAD_BYTES - 4)
+            fetch_headers(&packets[i + AHEAD])
+        packet = &packets[i]
         packet.verdict = parse(plan, packet)
-    for i in range(n):
-        packet = &packets[i]
         if packet.verdict == GLB_FORWARD:
-            table = &plan.tables[packet.table]
-            packet.hash = flow_hash(table, packet, plan.hash_fields)
-            glb_prefetch(row_of(table, packet.hash))
+            put_flow(&flows[packet.inner_protocol == GLB_PROTO_IPIP], packet, plan.hash_fields)
+            if plan.alt_hash_fields:
+                put_flow(&alternatives[packet.inner_protocol == GLB_PROTO_IPIP], packet, plan.alt_hash_fields)
+    for i in range(2):
+        find_rows(&flows[i], plan, False)
+        find_rows(&alternatives[i], plan, True)
     for i in range(n):
         packet = &packets[i]
-        packet.sends = False
         if packet.verdict == GLB_FORWARD:
             packet.verdict = encapsulate(plan, packet, counters)
             if unlikely(packet.verdict == GLB_DROP_TOO_BIG):  # keeps the answer's code out of the loop
@@ -60,6 +67,15 @@ cdef void run_batch(const Plan* plan, Counters* counters, Packet* packets, int n
 
 
 # ---- set-up --------------------------------------------------------------------------------------------------------
+
+cdef const glb_flow_engine* _engine(name) except NULL:
+    """By one of glb._rendezvous.ENGINES, which are those that this machine can do."""
+    cdef int i
+    for i in range(GLB_N_FLOW_ENGINES):
+        if glb_flow_engines[i].name.decode() == name and name in ENGINES:
+            return &glb_flow_engines[i]
+    raise ValueError(f"no engine {name!r}; this machine can do {', '.join(ENGINES)}")
+
 
 cdef class PlainMemory:
     """Zeroed memory of this process alone, where no kernel program reads along (replay, tests)."""
@@ -111,14 +127,10 @@ cdef class Forwarding:
             raise MemoryError
         if len(source_ip) != 4:
             raise ValueError("source_ip is 4 bytes")
-        memcpy(self.plan.source_ip, <const uint8_t*>source_ip, 4)
-        self.plan.fixed_sum = (0x4500 + 0x4000 + (GLB_OUTER_TTL << 8) + GLB_PROTO_UDP
-                               + sum_be16(self.plan.source_ip, 4, 0))
-        self.plan.source_from_frame = source_mac is None
-        if source_mac is not None:
-            if len(source_mac) != 6:
-                raise ValueError("source_mac is 6 bytes")
-            memcpy(self.plan.source_mac, <const uint8_t*><bytes>source_mac, 6)
+        if source_mac is not None and len(source_mac) != 6:
+            raise ValueError("source_mac is 6 bytes")
+        start_front(self.plan, source_ip, <const uint8_t*><bytes>source_mac if source_mac is not None else NULL)
+        self.plan.hash = _engine(ENGINE).hash
         self.plan.answers_per_s = UNLIMITED if answers_per_s is None else answers_per_s
         self.plan.hash_fields = hash_fields
         self.plan.alt_hash_fields = alt_hash_fields
@@ -294,22 +306,13 @@ cdef class Forwarding:
     def options(self, *, bint accelerate, uint32_t ifindex):
         """struct glb_options for the kernel's program, as bytes."""
         cdef glb_options options
-        cdef uint8_t* front
         memset(&options, 0, sizeof(options))
         options.accelerate = accelerate
         options.hash_fields = self.plan.hash_fields
         options.alt_hash_fields = self.plan.alt_hash_fields
         options.fixed_sum = self.plan.fixed_sum
         options.ifindex = ifindex
-        front = <uint8_t*>options.front
-        memcpy(front + 6, self.plan.source_mac, 6)
-        store_be16(front + 12, GLB_ETH_P_IP)
-        front[14] = 0x45
-        store_be16(front + 20, 0x4000)  # don't fragment
-        front[22] = GLB_OUTER_TTL
-        front[23] = GLB_PROTO_UDP
-        memcpy(front + 26, self.plan.source_ip, 4)
-        store_be16(front + 36, GLB_GUE_PORT)
+        memcpy(options.front, self.plan.front, sizeof(options.front))
         return (<const char*>&options)[:sizeof(options)]
 
     def table_rows(self, uint32_t table):
@@ -366,8 +369,10 @@ cdef class Forwarding:
 
     # -- over plain buffers
 
-    def encapsulate(self, list frames not None, CounterBlock counters not None):
+    def encapsulate(self, list frames not None, CounterBlock counters not None, *, engine=ENGINE):
         """Take frames (bytes) through the packet path: a list of (verdict name, frame sent or None).
+
+        engine: one of glb._rendezvous.ENGINES, which hashes the flows. No result depends on it.
 
         What is sent is the tunnel packet (`forward`) or the answer to the sender (`too_big`).
 
@@ -377,6 +382,7 @@ cdef class Forwarding:
         cdef uint8_t* buffers[BATCH]
         cdef int n, i
         cdef bytes frame
+        cdef Plan plan = self._plan_by(engine)
         results = []
         for start in range(0, len(frames), BATCH):
             batch = frames[start:start + BATCH]
@@ -391,7 +397,7 @@ cdef class Forwarding:
                     packets[n - 1].length = len(frame)
                     memcpy(packets[n - 1].frame, <const uint8_t*>frame, len(frame))
                 with nogil:
-                    run_batch(self.plan, &counters.counters, packets, n)
+                    run_batch(&plan, &counters.counters, packets, n)
                 for i in range(n):
                     sent = None
                     if packets[i].sends:
@@ -402,7 +408,12 @@ cdef class Forwarding:
                     free(buffers[i])
         return results
 
-    def measure_ns(self, list frames not None, int rounds):
+    cdef Plan _plan_by(self, engine) except *:
+        cdef Plan plan = self.plan[0]
+        plan.hash = _engine(engine).hash
+        return plan
+
+    def measure_ns(self, list frames not None, int rounds, *, engine=ENGINE):
         """Nanoseconds of this thread's processor time that a frame takes through the packet path, frames of 2 KiB apart in memory (bench/).
 
         Writing back the Ethernet header that encapsulation overwrote is included (14 bytes a frame).
@@ -410,13 +421,15 @@ cdef class Forwarding:
         cdef CounterBlock counters = CounterBlock(self)
         cdef int n = len(frames), i, k, r
         cdef size_t spacing = 2048
-        cdef uint8_t* memory = <uint8_t*>malloc(n * spacing)
+        cdef uint8_t* allocated = <uint8_t*>malloc(n * spacing + CACHE_LINE)
+        cdef uint8_t* memory = allocated + -<size_t>allocated % CACHE_LINE  # frames begin with a line, as in a UMEM
         cdef uint8_t* headers = <uint8_t*>malloc(n * ETHERNET_BYTES)
         cdef uint32_t* lengths = <uint32_t*>malloc(n * sizeof(uint32_t))
         cdef Packet packets[BATCH]
         cdef uint64_t began, forwarded
-        if memory == NULL or headers == NULL or lengths == NULL:
-            free(memory); free(headers); free(lengths)
+        cdef Plan plan = self._plan_by(engine)
+        if allocated == NULL or headers == NULL or lengths == NULL:
+            free(allocated); free(headers); free(lengths)
             raise MemoryError
         for i in range(n):
             frame = <bytes>frames[i]
@@ -432,10 +445,10 @@ cdef class Forwarding:
                         packets[k].frame = memory + (i + k) * spacing + HEADROOM
                         packets[k].length = lengths[i + k]
                         memcpy(packets[k].frame, headers + (i + k) * ETHERNET_BYTES, ETHERNET_BYTES)
-                    run_batch(self.plan, &counters.counters, packets, BATCH)
+                    run_batch(&plan, &counters.counters, packets, BATCH)
                     i += BATCH
             began = glb_thread_ns() - began
-        free(memory); free(headers); free(lengths)
+        free(allocated); free(headers); free(lengths)
         forwarded = counters.counters.verdicts[GLB_FORWARD]
         return <double>began / <double>forwarded if forwarded else float("nan")
 

@@ -12,9 +12,10 @@ from glb._fastpath cimport (
     Plan,
     glb_generation, glb_prefix, glb_prefix_slot,
 )
+from glb._machine cimport unlikely
 from glb._wire cimport (
     GLB_ETH_P_8021AD, GLB_ETH_P_8021Q, GLB_ETH_P_IP, GLB_ETH_P_IPV6, GLB_PROTO_ICMP, GLB_PROTO_ICMPV6, GLB_PROTO_IPIP, GLB_PROTO_IPV6, GLB_PROTO_TCP,
-    GLB_PROTO_UDP, Cursor, left, load_be16, load_be32, take,
+    GLB_PROTO_UDP, Cursor, left, load_be16, load_be32, load_word16, take,
 )
 
 
@@ -26,6 +27,7 @@ cdef enum:
     PORT_BYTES = 4
     ICMP_BYTES = 8
     FRAGMENT_OFFSET = 0x1fff
+    WHOLE_ADDRESS = 128     # length of a prefix
     IPV4_FAMILY = 0         # index into glb_generation.lengths
     IPV6_FAMILY = 1
     # IPv6 next headers that are walked past (RFC 8200 section 4)
@@ -35,14 +37,20 @@ cdef enum:
     DESTINATION_OPTIONS = 60
 
 
-cdef extern from *:
-    bint unlikely(bint condition) nogil
-
-
 # ---- classify: address, protocol, port -> table --------------------------------------------------------------------
 
 cdef inline const glb_prefix* find_prefix(const glb_generation* generation, uint64_t high, uint64_t low, int family) noexcept nogil:
     """The longest bound prefix that holds an address, or NULL: the address is no VIP."""
+    cdef const glb_prefix* slot
+    if generation.lengths[family][0] == WHOLE_ADDRESS:  # bound mostly, and looked for with less ado
+        slot = &generation.slots[glb_prefix_slot(high, low, WHOLE_ADDRESS, generation.seed) & generation.slot_mask]
+        if slot.low == low and slot.high == high and slot.length == WHOLE_ADDRESS:
+            return slot
+    return find_longest(generation, high, low, family)
+
+
+cdef inline const glb_prefix* find_longest(const glb_generation* generation, uint64_t high, uint64_t low, int family) noexcept nogil:
+    """The same by all lengths in use, longest first."""
     cdef const glb_prefix* slot
     cdef uint64_t masked_high, masked_low
     cdef uint32_t at, length
@@ -82,15 +90,19 @@ cdef inline const glb_prefix* find_ipv6(const glb_generation* generation, const 
 cdef inline uint32_t find_table(const glb_generation* generation, const glb_prefix* prefix, uint32_t protocol, uint32_t port) noexcept nogil:
     """Table of a protocol and port (host order) at a VIP, or GLB_NO_TABLE."""
     cdef uint32_t key = (protocol << 16) | port
-    cdef uint32_t low = prefix.first_segment
-    cdef uint32_t high = low + prefix.n_segments
-    cdef uint32_t middle
     cdef int i
     for i in range(GLB_NEAR_SEGMENTS):
         if prefix.near[i].first <= key <= prefix.near[i].last:
             return prefix.near[i].table
     if prefix.n_segments <= GLB_NEAR_SEGMENTS:
         return GLB_NO_TABLE
+    return search_segments(generation, prefix, key)
+
+
+cdef inline uint32_t search_segments(const glb_generation* generation, const glb_prefix* prefix, uint32_t key) noexcept nogil:
+    cdef uint32_t low = prefix.first_segment
+    cdef uint32_t high = low + prefix.n_segments
+    cdef uint32_t middle
     while low < high:
         middle = (low + high) >> 1
         if generation.segments[middle].last < key:
@@ -109,13 +121,14 @@ cdef inline uint8_t parse(const Plan* plan, Packet* packet) noexcept nogil:
     cdef Cursor cursor
     cursor.at = packet.frame
     cursor.end = packet.frame + packet.length
+    packet.link_bytes = ETHERNET_BYTES
     packet.answerable = True
+    packet.sends = False
     cdef const uint8_t* ethernet = take(&cursor, ETHERNET_BYTES)
     if ethernet == NULL:
         return GLB_HOST
     cdef uint16_t ethertype = load_be16(ethernet + 12)
-    packet.link_bytes = ETHERNET_BYTES
-    if unlikely(ethertype == GLB_ETH_P_8021Q or ethertype == GLB_ETH_P_8021AD):
+    if unlikely(ethertype != GLB_ETH_P_IP and ethertype != GLB_ETH_P_IPV6):
         ethertype = skip_tags(&cursor, ethertype)
         packet.link_bytes = cursor.at - packet.frame
     if ethertype == GLB_ETH_P_IP:
@@ -149,9 +162,13 @@ cdef inline uint8_t parse_ipv4(const Plan* plan, Packet* packet, Cursor cursor) 
     if prefix == NULL:
         return GLB_HOST
     # From here on the packet is for a VIP: what is wrong with it is counted.
-    cdef size_t header_bytes = (header[0] & 0x0f) * 4
+    cdef size_t header_bytes = IPV4_BYTES
     cdef size_t total = load_be16(header + 2)
-    if header[0] >> 4 != 4 or header_bytes < IPV4_BYTES or total < header_bytes:
+    if unlikely(header[0] != 0x45):
+        header_bytes = (header[0] & 0x0f) * 4
+        if header[0] >> 4 != 4 or header_bytes < IPV4_BYTES:
+            return GLB_DROP_MALFORMED
+    if total < header_bytes:
         return GLB_DROP_MALFORMED
     if total > available:
         return GLB_DROP_TRUNCATED
@@ -162,7 +179,7 @@ cdef inline uint8_t parse_ipv4(const Plan* plan, Packet* packet, Cursor cursor) 
     packet.address_bytes = 4
     packet.source = header + 12
     packet.destination = header + 16
-    packet.hint = load_be16(header + 4)
+    packet.hint_be = load_word16(header + 4)
     if load_be16(header + 6) & FRAGMENT_OFFSET:
         return classify_later_fragment(plan, packet, prefix, header[9], GLB_PROTO_ICMP)
     if header[9] == GLB_PROTO_ICMP:
@@ -190,7 +207,7 @@ cdef inline uint8_t parse_ipv6(const Plan* plan, Packet* packet, Cursor cursor) 
     packet.address_bytes = 16
     packet.source = header + 8
     packet.destination = header + 24
-    packet.hint = load_be16(header + 2)  # the flow label's low 16 bits
+    packet.hint_be = load_word16(header + 2)  # the flow label's low 16 bits
     cdef uint8_t protocol = header[6]
     cdef bint later_fragment = False
     cdef uint8_t verdict = walk_extensions(&cursor, &protocol, &later_fragment)
@@ -241,8 +258,9 @@ cdef inline uint8_t parse_ports(
     if table == GLB_NO_TABLE:
         return GLB_HOST
     memcpy(packet.ports, ports, PORT_BYTES)
-    packet.hint = load_be16(ports)
+    packet.hint_be = load_word16(ports)
     packet.table = table
+    packet.by = &plan.tables[table]
     return GLB_FORWARD
 
 
@@ -259,8 +277,9 @@ cdef inline uint8_t classify_later_fragment(
     table = prefix.fragment_tables[0 if protocol == GLB_PROTO_TCP else 1]
     if table == GLB_NO_TABLE or (plan.hash_fields | plan.alt_hash_fields) & (HASH_SRC_PORT | HASH_DST_PORT):
         return GLB_DROP_FRAGMENT
-    packet.hint = 0
+    packet.hint_be = 0
     packet.table = table
+    packet.by = &plan.tables[table]
     return GLB_FORWARD
 
 
@@ -268,6 +287,7 @@ cdef inline uint8_t classify_echo(const Plan* plan, Packet* packet, const glb_pr
     if not plan.generation.forward_echo:
         return GLB_HOST
     packet.table = prefix.echo_table
+    packet.by = &plan.tables[prefix.echo_table]
     memset(packet.ports, 0, PORT_BYTES)
     return GLB_FORWARD
 
@@ -348,7 +368,8 @@ cdef inline uint8_t classify_quoted(
         return GLB_HOST
     memcpy(packet.ports, ports + 2, 2)
     memcpy(packet.ports + 2, ports, 2)
-    packet.hint = load_be16(ports + 2)
+    packet.hint_be = load_word16(ports + 2)
     packet.table = table
+    packet.by = &plan.tables[table]
     packet.answerable = False
     return GLB_FORWARD

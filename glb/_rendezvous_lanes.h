@@ -1,75 +1,22 @@
 /* The hot leaf of a table build: ranks of backends in rows, LANES of them at once, and the best of them.
  *
- * No include guard: _rendezvous_engines.h includes this file once per engine, having defined
- *
- *   LANES            how many 64-bit numbers a V has
- *   NAME(f)          the engine's name for a function
- *   TARGET           the attribute that lets the compiler use the engine's instructions
- *   V                the type, with + ^ | >> of C
- *   SPLAT(x)         x in every lane
- *   LOAD(p), STORE(p, v)   unaligned
- *   ROTL(v, n)       rotate left
- *   REVERSED(v)      bytes of each lane in the other order
- *   LOWER, HIGHER    the lower, the higher of two per lane
- *   ANY_BELOW(a, b)  whether a lane of a is below that of b
- *   BIAS             what keys are xored with so that these three order them as unsigned numbers
- *
- * All engines give the same results, bit for bit (tests/unit/test_table_engines.py).
+ * _simd.h includes this file once per engine, and says what the names stand for; tests/unit/test_table_engines.py holds the
+ * engines together.
  */
 
-struct NAME(state) {
-    V v0, v1, v2, v3;
-};
-
-static TARGET INLINE void NAME(round)(struct NAME(state) *s)
+static TARGET INLINE struct NAME(state) NAME(start_of)(const struct glb_ranked *of)
 {
-    s->v0 += s->v1;
-    s->v2 += s->v3;
-    s->v1 = ROTL(s->v1, 13) ^ s->v0;
-    s->v3 = ROTL(s->v3, 16) ^ s->v2;
-    s->v0 = ROTL(s->v0, 32) + s->v3;
-    s->v2 += s->v1;
-    s->v3 = ROTL(s->v3, 21) ^ s->v0;
-    s->v1 = ROTL(s->v1, 17) ^ s->v2;
-    s->v2 = ROTL(s->v2, 32);
-}
-
-static TARGET INLINE void NAME(compress)(struct NAME(state) *s, V word)
-{
-    s->v3 ^= word;
-    NAME(round)(s);
-    NAME(round)(s);
-    s->v0 ^= word;
-}
-
-/* The hash as the algorithm's standard little-endian number. */
-static TARGET INLINE V NAME(finish)(struct NAME(state) s)
-{
-    s.v2 ^= SPLAT(0xff);
-    NAME(round)(&s);
-    NAME(round)(&s);
-    NAME(round)(&s);
-    NAME(round)(&s);
-    return s.v0 ^ s.v1 ^ s.v2 ^ s.v3;
-}
-
-static TARGET INLINE struct NAME(state) NAME(start)(const struct glb_ranked *of)
-{
-    struct NAME(state) s = {
-        SPLAT(of->k0 ^ 0x736f6d6570736575), SPLAT(of->k1 ^ 0x646f72616e646f6d),
-        SPLAT(of->k0 ^ 0x6c7967656e657261), SPLAT(of->k1 ^ 0x7465646279746573),
-    };
-    return s;
+    return NAME(start)(SPLAT(of->k0), SPLAT(of->k1));
 }
 
 /* What all messages of a row begin with is compressed once: the row's seed. `rows`: row numbers. */
 static TARGET INLINE struct NAME(state) NAME(of_rows)(const struct glb_ranked *of, V rows)
 {
-    struct NAME(state) s = NAME(start)(of);
+    struct NAME(state) s = NAME(start_of)(of);
 
     NAME(compress)(&s, (REVERSED(rows) >> 32) | SPLAT((uint64_t)4 << 56));
     V seeds = NAME(finish)(s);
-    s = NAME(start)(of);
+    s = NAME(start_of)(of);
     NAME(compress)(&s, seeds);
     return s;
 }

@@ -4,11 +4,6 @@ from libc.stdint cimport uint64_t, uint8_t
 from libc.string cimport memcpy
 
 
-cdef extern from "siphash.h" nogil:
-    # `n` whole words of the message, then `last` with the rest of it and its length in the top byte; inlined whole.
-    uint64_t siphash(uint64_t key0, uint64_t key1, const unsigned long long* words, int n, uint64_t last)
-
-
 cdef struct SipKey:
     uint64_t k0  # first 8 key bytes, little-endian
     uint64_t k1  # last 8 key bytes, little-endian

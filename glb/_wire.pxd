@@ -52,6 +52,43 @@ cdef inline uint32_t load_be32(const uint8_t* at) noexcept nogil:
     return (<uint32_t>at[0] << 24) | (<uint32_t>at[1] << 16) | (<uint32_t>at[2] << 8) | at[3]
 
 
+# Words are bytes in the order of memory: what is stored whole needs no order but that of its parts, see swap16.
+
+cdef inline uint16_t load_word16(const uint8_t* at) noexcept nogil:
+    cdef uint16_t word
+    memcpy(&word, at, 2)
+    return word
+
+
+cdef inline uint32_t load_word32(const uint8_t* at) noexcept nogil:
+    cdef uint32_t word
+    memcpy(&word, at, 4)
+    return word
+
+
+cdef inline uint64_t load_word64(const uint8_t* at) noexcept nogil:
+    cdef uint64_t word
+    memcpy(&word, at, 8)
+    return word
+
+
+cdef inline void store_word16(uint8_t* at, uint16_t word) noexcept nogil:
+    memcpy(at, &word, 2)
+
+
+cdef inline void store_word32(uint8_t* at, uint32_t word) noexcept nogil:
+    memcpy(at, &word, 4)
+
+
+cdef inline void store_word64(uint8_t* at, uint64_t word) noexcept nogil:
+    memcpy(at, &word, 8)
+
+
+cdef inline uint16_t swap16(uint16_t value) noexcept nogil:
+    """A value in host order -> as it stands in a word that is stored to the wire whole."""
+    return <uint16_t>(value << 8 | value >> 8)
+
+
 cdef inline void store_be16(uint8_t* at, uint16_t value) noexcept nogil:
     at[0] = <uint8_t>(value >> 8)
     at[1] = <uint8_t>value
@@ -76,7 +113,7 @@ cdef inline uint32_t sum_be16(const uint8_t* at, size_t length, uint32_t total) 
 
 
 cdef inline uint16_t fold_checksum(uint32_t total) noexcept nogil:
-    """One's complement of the folded sum (RFC 1071), host order. Folds until no carry is left."""
-    while total >> 16:
-        total = (total & 0xffff) + (total >> 16)
+    """One's complement of the folded sum (RFC 1071), host order. Two folds leave no carry: the first gives at most 0x1fffe."""
+    total = (total & 0xffff) + (total >> 16)
+    total = (total & 0xffff) + (total >> 16)
     return <uint16_t>(~total & 0xffff)

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 PARTS = ("bpf", "fuzz", "glb", "proxy_agent", "tests", "docs", "setup.py", "pyproject.toml")
 CHECKS = (
     "tests/unit/test_fastpath.py",
+    "tests/unit/test_flow_hash.py",
     "tests/unit/test_too_big.py",
     "tests/unit/test_tags.py",
     "tests/unit/test_capture_tap.py",
