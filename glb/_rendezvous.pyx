@@ -16,8 +16,9 @@ from libc.string cimport memcpy, memset
 import array
 
 from _deep cimport DEEP, Deep, deep_order, keep_deep
-from _engines cimport CHUNK, GLB_KEPT, GLB_MAX_LANES, GLB_N_ENGINES, Entry, Room, compare_entries, glb_engine
-from _engines cimport glb_engine_runs, glb_engines, glb_ranked, known_of, room_bytes, room_in, write_head
+from _engines cimport CHUNK, GLB_KEPT, GLB_MAX_LANES, GLB_N_ENGINES, Entry, Room, compare_entries, glb_engine, glb_engines
+from _engines cimport glb_engine_runs, glb_ranked, known_of, room_bytes, room_in
+from _heads cimport move_in_head, renumber
 from _rowrules cimport GLB_BAD, GLB_PROMOTED, LIVE, MAX_HOPS, NEW, NONE, SKIPPED, USABLE
 from _rowrules cimport Backends, deciding, row_of
 from _siphash cimport SipKey, sip_key, siphash24 as _siphash24
@@ -224,7 +225,7 @@ cdef class Order:
         for lane in range(lanes):
             memcpy(best + lane * keep, room.of_lanes[lane].backends, keep * sizeof(uint16_t))
 
-    # ---- another weight
+    # ---- other weights, other backends
 
     def reweighed(self, weights, *, Py_ssize_t at_most=1):
         """The Order with other weights (None: all equal); None if more than `at_most` differ, so that it is no gain.
@@ -279,34 +280,33 @@ cdef class Order:
                 self.engine.ranks_each(&self.ranked, rows, last_in, last_ranks)
                 for lane in range(min(lanes, n_rows - row)):
                     before_last = is_before(moved, ranks[lane], last_in[lane], last_ranks[lane], self.weight_of)
-                    self._move_in_row(row + lane, moved, ranks[lane], before_last)
+                    head = self.heads.data.as_ushorts + (row + lane) * self.keep
+                    move_in_head(self.engine, &self.ranked, self.weight_of, row + lane, head, self.keep, moved,
+                                 ranks[lane], before_last)
                 row += lanes
         return 0
 
-    cdef void _move_in_row(self, uint32_t row, uint16_t moved, uint64_t rank, bint before_last) noexcept nogil:
-        """before_last: whether it stands before the last of the others in the head."""
-        cdef Py_ssize_t keep = self.keep, n_others = 0, place = 0, i
-        cdef uint16_t* head = self.heads.data.as_ushorts + row * keep
-        cdef uint16_t[GLB_KEPT] others
-        cdef uint64_t[GLB_KEPT + GLB_MAX_LANES] other_ranks
-        cdef bint listed = False
-        for i in range(known_of(head, keep)):
-            if head[i] == moved:
-                listed = True
-            else:
-                others[n_others] = head[i]
-                n_others += 1
-        if n_others and before_last:
-            self.engine.ranks_of_row(&self.ranked, row, others, n_others, other_ranks)
-            while not is_before(moved, rank, others[place], other_ranks[place], self.weight_of):
-                place += 1
-        elif n_others == <Py_ssize_t>self.ranked.count - 1:
-            place = n_others
-        elif listed:
-            place = keep
-        else:
-            return
-        write_head(head, keep, moved, place, others, n_others)
+    def with_backends(self, list addresses, *, Py_ssize_t at_most=1):
+        """The Order of these backends instead; None if more than `at_most` join or leave, or weights are not all equal.
+
+        Only those that join are ranked; of others the heads say what they said, where one leaves less.
+        """
+        cdef Order result = Order.__new__(Order)
+        cdef array.array numbers
+        places = {address: i for i, address in enumerate(addresses)}
+        joined = places.keys() - self._addresses
+        changes = len(joined) + len(self._addresses) - (len(places) - len(joined))
+        if self.weighted or changes > at_most or self.keep != min(len(places), <Py_ssize_t>GLB_KEPT):
+            return None
+        result.keep, result.n_rows = self.keep, self.n_rows
+        result._take(self._seed, addresses, self.engine_name)
+        result._weigh(bytes([1]) * len(addresses))
+        result.heads = array.copy(self.heads)
+        numbers = array.array("H", [places.get(address, NONE) for address in self._addresses])
+        renumber(result.heads.data.as_ushorts, self.n_rows, self.keep, numbers.data.as_ushorts)
+        for address in joined:
+            result._move(places[address])
+        return result
 
     # ---- what is made of it
 

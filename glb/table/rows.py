@@ -74,8 +74,8 @@ _OrderKey = tuple[_Place, bytes]  # ..., weights; none: all equal
 class RowBuilder:
     """Builds rows and remembers the rendezvous order, so that a change of state or health hashes nothing.
 
-    A change of few weights ranks only those backends anew. Keep one builder across reloads: `build_all` forgets the
-    orders that its tables no longer need, 16 bytes a row each.
+    A change of few weights, or few backends that join or leave, ranks only those anew. Keep one builder across reloads:
+    `build_all` forgets the orders that its tables no longer need, 16 bytes a row each.
     """
 
     def __init__(self) -> None:
@@ -100,15 +100,21 @@ class RowBuilder:
         key = _order_key(table)
         order = self._orders.get(key)
         if order is None:
-            order = self._orders[key] = self._reweighed(key) or order_of(table)
+            order = self._orders[key] = self._changed(key) or order_of(table)
         return order
 
-    def _reweighed(self, key: _OrderKey) -> _rendezvous.Order | None:
-        """The order from a remembered one that differs in few weights, if there is one."""
-        place, weights = key
-        at_most = min(8, 1 + len(place[1]) // 16)  # more are as quickly ordered anew
-        for (other_place, _), order in reversed(self._orders.items()):
-            if other_place == place and (found := order.reweighed(weights or None, at_most=at_most)) is not None:
+    def _changed(self, key: _OrderKey) -> _rendezvous.Order | None:
+        """The order from a remembered one that differs in few weights, or in few backends, if there is one."""
+        (seed, addresses, n_rows), weights = key
+        at_most = min(8, 1 + len(addresses) // 16)  # more are as quickly ordered anew
+        for (other, _), order in reversed(self._orders.items()):
+            if (other[0], other[2]) != (seed, n_rows):
+                continue
+            if other[1] == addresses:
+                found = order.reweighed(weights or None, at_most=at_most)
+            else:
+                found = None if weights else order.with_backends(list(addresses), at_most=at_most)
+            if found is not None:
                 return found
         return None
 

@@ -172,6 +172,26 @@ def send_udp(host: Host, address: str, port: int, payload: bytes = b"x" * 20) ->
         sender.sendto(payload, (address, port))
 
 
+@contextmanager
+def numbered_load(client: Host) -> Iterator[list[int]]:
+    """Datagrams to the VIP while the block lasts, each with its number as payload; how many were sent so far."""
+    sent, stop = [0], threading.Event()
+
+    def load() -> None:
+        with client.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            while not stop.wait(0.0005):
+                sender.sendto(sent[0].to_bytes(4, "big"), (VIP, 80))
+                sent[0] += 1
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    try:
+        yield sent
+    finally:
+        stop.set()
+        thread.join()
+
+
 def reaches(client: Host, address: str, port: int) -> str:
     """connected, refused or silence."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -461,25 +481,12 @@ def test_no_packet_is_lost_while_the_daemon_is_killed_and_restarted_under_load(d
     with director.config.open("a") as file:
         file.write(f'pin_dir = "{pins}/d"\n')
     director.start()
-    sent, stop = [0], threading.Event()
-
-    def load() -> None:
-        with net["client"].inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-            while not stop.wait(0.0005):
-                sender.sendto(sent[0].to_bytes(4, "big"), (VIP, 80))
-                sent[0] += 1
-
-    thread = threading.Thread(target=load)
-    thread.start()
-    try:
+    with numbered_load(net["client"]) as sent:
         for _ in range(3):
             director.signal(signal.SIGKILL)
             assert director.process is not None
             director.process.wait(10)
             director.start()
-    finally:
-        stop.set()
-        thread.join()
     assert sent[0] > 500
     arrived = {listener.next()[1].inner[28:32] for _ in range(sent[0])}
     assert len(arrived) == sent[0]

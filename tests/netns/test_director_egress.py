@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import socket
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from test_director import (
     VIP,
     VIP6,
     Director,
+    numbered_load,
     passing_program,
     port_of,
     send_udp,
@@ -183,26 +183,13 @@ def test_nothing_is_lost_while_routes_move_between_interfaces_under_load(directo
     for listener in listeners:
         listener.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 26)
     director.start()
-    sent, stop = [0], threading.Event()
-
-    def load() -> None:
-        with director.net["client"].inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-            while not stop.wait(0.0002):
-                sender.sendto(sent[0].to_bytes(4, "big"), (VIP, 80))
-                sent[0] += 1
-
-    thread = threading.Thread(target=load)
-    thread.start()
-    try:
+    with numbered_load(director.net["client"]) as sent:
         for move in range(8):
             interface = ("eth1", "eth0")[move % 2]
             if interface == "eth1":
                 director.host.run("ip", "neigh", "flush", "dev", "eth1")
             director.route(interface)
             eventually(lambda interface=interface: director.leaves_by(interface))
-    finally:
-        stop.set()
-        thread.join()
     arrived: list[set[bytes]] = [set(), set()]
 
     def all_arrived() -> bool:
@@ -249,6 +236,28 @@ def test_an_interface_that_gets_another_address_sends_by_that(director: TwoNetwo
         return bool(listener.next()[0].src == "02:98:00:00:00:03")
 
     eventually(moved)
+
+
+@pytest.mark.parametrize("director", ["xdp"], indirect=True)
+def test_in_generic_mode_every_interface_takes_what_is_redirected(director: TwoNetworks) -> None:
+    """A bridge has no native XDP; eth1 takes no frames from native programs."""
+    host, address = director.host, f"{director.host.ipv4}/24"
+    host.run("ip", "link", "add", "br0", "type", "bridge")
+    host.run("ip", "link", "set", "br0", "address", host.mac)
+    host.run("ip", "link", "set", "eth0", "master", "br0")
+    host.run("ip", "addr", "del", address, "dev", "eth0")
+    host.run("ip", "addr", "add", address, "dev", "br0")
+    host.run("ip", "link", "set", "br0", "up")
+    director.config.write_text(director.config.read_text().replace('"eth0"', '"br0"'))
+    director.connect(gro=False)
+    director.route("eth1")
+    listener = director.listen("proxy1", "eth1")
+    director.start()
+    assert director.status()["xdp_mode"] == "generic"
+    send_udp(director.net["client"], VIP, 80)
+    frame, tunnel = listener.next()
+    assert frame.src == SECOND_MAC and str(tunnel.source) == host.ipv4
+    assert accelerated(director) == 1
 
 
 @pytest.mark.parametrize("director", ["cython"], indirect=True)

@@ -87,6 +87,40 @@ def test_moved_backends_agree(count: int) -> None:
         assert order.heads == scalar.heads
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("count", [9, 10, 40, 256])
+def test_backends_that_join_and_leave_come_to_the_order_of_those_that_are_left(count: int, engine: str) -> None:
+    """Its heads are those of a whole order, or their beginnings; the rows that follow are the same."""
+    chance = random.Random(count)
+    addresses = _addresses(count)
+    order = Order(SEED, addresses, _N_ROWS, 8, engine=engine)
+    for step in range(8):
+        addresses = [each for each in addresses if len(addresses) < 9 or chance.random() > 1 / count]
+        addresses += _addresses(chance.randrange(3), seed=1000 + step)
+        chance.shuffle(addresses)
+        changed = order.with_backends(addresses, at_most=count)
+        whole = Order(SEED, addresses, _N_ROWS, min(8, len(addresses)), engine=engine)
+        if changed is None:
+            assert min(8, len(addresses)) != order.keep
+            changed = whole
+        for start in range(0, len(changed.heads), changed.keep):
+            head = changed.heads[start : start + changed.keep]
+            known = [index for index in head if index != _rendezvous.NO_BACKEND]
+            assert list(whole.heads[start : start + len(known)]) == known
+        kinds = bytes(chance.choice([_rendezvous.KIND_USABLE, _rendezvous.KIND_LIVE]) for _ in addresses)
+        assert changed.derive(kinds, 2, 2, False) == whole.derive(kinds, 2, 2, False)
+        order = changed
+
+
+def test_other_backends_are_no_gain_where_many_change_or_weights_differ() -> None:
+    addresses = _addresses(20)
+    order = Order(SEED, addresses, 64, 8)
+    assert order.with_backends(addresses[:18]) is None
+    assert order.with_backends(addresses[:7], at_most=20) is None, "shorter heads"
+    assert order.with_backends([*addresses[:19], bytes(4)], at_most=2) is not None
+    assert Order(SEED, addresses, 64, 8, weights=_weights(20)).with_backends(addresses[:19]) is None
+
+
 # Found by search: in row 0, by SEED, the ranks of each pair are equal but for their last 16 bits, which are where a key
 # of the fast selection holds the backend's index.
 _NEAR_TWINS = [("10.88.50.247", "10.149.245.95"), ("10.239.57.253", "11.197.57.103"), ("10.164.80.222", "10.216.6.76")]
