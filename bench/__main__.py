@@ -19,6 +19,7 @@ _BENCHMARKS = {
     "live": "bench.live",
     "xdp": "bench.xdp",
     "flat": "bench.flat",
+    "memory-flat": "bench.memory_flat",
     "reload": "bench.reload",
     "capture": "bench.capture",
     "agent": "bench.agent",
@@ -42,7 +43,7 @@ def main(names: tuple[str, ...], only_list: bool, quick: bool) -> None:
     benchmarks = {name: importlib.import_module(module) for name, module in _BENCHMARKS.items()}
     if only_list:
         for name, module in benchmarks.items():
-            click.echo(f"{name:<10}{module.SUMMARY}")
+            click.echo(f"{name:<13}{module.SUMMARY}")
         return
     unknown = [name for name in names if name not in benchmarks]
     if unknown:

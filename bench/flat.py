@@ -57,22 +57,45 @@ def _along(
             session.times(_ALTERNATIONS),
         )
     for kind in ("hot", "spread"):
-        least = {n: min(taken[f"{n} {kind} ours"]) - min(taken[f"{n} {kind} bare"]) for n, _ in sizes}
-        usual = statistics.median(least.values())
-        for n, ns in least.items():
-            yield {
-                "figure": f"flat/{axis}-{n}-ipv{family}-{kind}",
-                "value": significant(ns),
-                "unit": "ns/frame",
-                "better": "lower",
-                "baseline": significant(usual),
-                "ratio": significant(ns / usual),
-                "alternations": len(taken[f"{n} {kind} ours"]),
-                "spread": {"value": spread(taken[f"{n} {kind} ours"]), "baseline": spread(list(least.values()))},
-                "frame_bytes": [len(frame)],
-                "method": "as xdp/alone; hot: 8 clients to 8 VIPs, so that nothing misses a cache; spread: random "
-                "clients to all VIPs that are bound as whole addresses",
-                "baseline_is": f"the median over the numbers of {axis}",
-                "not_included": "receiving and sending",
-                axis: n,
-            }
+        yield from level(
+            f"flat/{axis}",
+            family,
+            kind,
+            {n: taken[f"{n} {kind} ours"] for n, _ in sizes},
+            {n: min(taken[f"{n} {kind} bare"]) for n, _ in sizes},
+            frame_bytes=len(frame),
+            method="as xdp/alone; hot: 8 clients to 8 VIPs, so that nothing misses a cache; spread: random "
+            "clients to all VIPs that are bound as whole addresses",
+        )
+
+
+def level(
+    name: str,
+    family: int,
+    kind: str,
+    taken: dict[int, list[float]],
+    bare: dict[int, float],
+    *,
+    frame_bytes: int,
+    method: str,
+) -> Iterator[dict[str, Any]]:
+    """A figure for each size of an axis, the least time net of `bare`, against the median over all sizes."""
+    axis = name.partition("/")[2]
+    least = {n: min(values) - bare[n] for n, values in taken.items()}
+    usual = statistics.median(least.values())
+    for n, ns in least.items():
+        yield {
+            "figure": f"{name}-{n}-ipv{family}-{kind}",
+            "value": significant(ns),
+            "unit": "ns/frame",
+            "better": "lower",
+            "baseline": significant(usual),
+            "ratio": significant(ns / usual),
+            "alternations": len(taken[n]),
+            "spread": {"value": spread(taken[n]), "baseline": spread(list(least.values()))},
+            "frame_bytes": [frame_bytes],
+            "method": method,
+            "baseline_is": f"the median over the numbers of {axis}",
+            "not_included": "receiving and sending",
+            axis: n,
+        }

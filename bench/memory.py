@@ -9,10 +9,11 @@ from typing import Any
 
 from bench import compiled, samples
 from bench.errors import BenchError
-from bench.measure import BASELINE, OURS, Session, figure, pinned
+from bench.measure import BASELINE, OURS, Sample, Session, figure, pinned
+from glb._rendezvous import ENGINES
 from glb.wire.checksum import ipv4_header
 
-SUMMARY = "in-memory encapsulation, against a hash, a row load and a 54-byte write"
+SUMMARY = "in-memory encapsulation by each SIMD engine, against a hash, a row load and a 54-byte write"
 
 _N_BACKENDS = 100
 _FRAME_BYTES = {4: 64, 6: 78}  # 78: IPv6 and TCP do not fit 64
@@ -110,23 +111,26 @@ def run(session: Session) -> Iterator[dict[str, Any]]:
             name = f"memory/ipv{family}-{temperature}"
             frames = samples.flows(family, frame_bytes, n_frames)
             rounds = max(1, per_run // n_frames)
-            sides = {
-                OURS: partial(_best_ns, forwarding.measure_ns, frames, rounds),
-                BASELINE: partial(_best_ns, baseline.measure_ns, frames, rounds),
+            sides: dict[str, Sample] = {
+                engine: partial(_best_ns, partial(forwarding.measure_ns, engine=engine), frames, rounds)
+                for engine in ENGINES
             }
+            sides[BASELINE] = partial(_best_ns, baseline.measure_ns, frames, rounds)
             with pinned(session.cores.work):
                 taken = session.alternate(name, sides, session.times(_ALTERNATIONS))
-            yield figure(
-                name,
-                taken,
-                unit="ns/frame",
-                better="lower",
-                frame_bytes=[frame_bytes],
-                method=f"packet path of glb/_fastpath.pyx in batches of 64, one core; {n_frames} TCP flows from random "
-                f"addresses over 65,536 rows of {_N_BACKENDS} backends, each {rounds} times, the best of "
-                f"{_RUNS_PER_SAMPLE} such runs; the 14 bytes of the frame that the front replaces are written back "
-                "before each round, on both sides",
-                baseline=_BASELINE,
-                not_included=_NOT_INCLUDED,
-                flows=n_frames,
-            )
+            for engine in ENGINES:
+                yield figure(
+                    name if engine == ENGINES[0] else f"{name}-{engine}",
+                    {OURS: taken[engine], BASELINE: taken[BASELINE]},
+                    unit="ns/frame",
+                    better="lower",
+                    frame_bytes=[frame_bytes],
+                    method=f"packet path of glb/_fastpath.pyx in batches of 64, flow hashes by {engine}, one core; "
+                    f"{n_frames} TCP flows from random addresses over 65,536 rows of {_N_BACKENDS} backends, each "
+                    f"{rounds} times, the best of {_RUNS_PER_SAMPLE} such runs; the 14 bytes of the frame that the "
+                    "front replaces are written back before each round, on both sides",
+                    baseline=_BASELINE,
+                    not_included=_NOT_INCLUDED,
+                    flows=n_frames,
+                    engine=engine,
+                )

@@ -80,7 +80,7 @@ static inline __attribute__((always_inline)) double loop_ns(const struct plan *p
 /* Nanoseconds a frame: `n` frames of `length` bytes, one after the other in `frames`, taken `rounds` times. < 0: no memory. */
 double measure_ns(const struct plan *plan, const uint8_t *frames, int length, int n, int rounds)
 {
-    uint8_t *memory = malloc((size_t)n * SPACING), *headers = malloc((size_t)n * ETHERNET_BYTES);
+    uint8_t *memory = aligned_alloc(64, (size_t)n * SPACING), *headers = malloc((size_t)n * ETHERNET_BYTES);
     double result = -1;
 
     if (memory && headers) {

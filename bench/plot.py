@@ -1,4 +1,4 @@
-"""``python -m bench.plot < figures.jsonl > flat.svg``: what bench/flat.py measured, as a drawing."""
+"""``python -m bench.plot < figures.jsonl > flat.svg``: what flat.py or memory_flat.py measured, as a drawing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LINES = {
     ("4", "spread"): ("#0b6bcb", "4 3", "IPv4, random clients to all VIPs"),
     ("6", "spread"): ("#c4511b", "4 3", "IPv6, random clients to all VIPs"),
 }
-_FIGURE = re.compile(r"flat/(\w+)-(\d+)-ipv([46])-(\w+)")
+_FIGURE = re.compile(r"(?:memory-)?flat/(\w+)-(\d+)-ipv([46])-(\w+)")
 
 Points = dict[tuple[str, str], list[tuple[int, float]]]
 

@@ -52,7 +52,11 @@ def table(n_backends: int) -> Table:
 @cache
 def published(n_backends: int) -> Published:
     """The table of `document` as a director forwards by it, every next hop known."""
-    tables = table_set(n_backends)
+    return publish(table_set(n_backends))
+
+
+def publish(tables: TableSet) -> Published:
+    """Tables as a director forwards by them, every next hop known."""
     rows = RowBuilder().build_all(tables)
     compiled = compile_forwarding(tables, rows, Config(), source_ip=DIRECTOR_IP, source_mac=DIRECTOR_MAC)
     for address in compiled.backends():
@@ -60,18 +64,18 @@ def published(n_backends: int) -> Published:
     return compiled
 
 
-def ipv4_frame(frame_bytes: int, source: int, source_port: int) -> bytes:
-    """A TCP segment to the IPv4 VIP; its IP checksum is right, its TCP checksum 0."""
-    header = struct.pack("!BBHHHBBHLL", 0x45, 0, frame_bytes - 14, 0, 0x4000, 64, 6, 0, source, int(VIP4))
+def ipv4_frame(frame_bytes: int, source: int, source_port: int, vip: bytes = VIP4.packed) -> bytes:
+    """A TCP segment to an IPv4 VIP; its IP checksum is right, its TCP checksum 0."""
+    header = struct.pack("!BBHHHBBHL4s", 0x45, 0, frame_bytes - 14, 0, 0x4000, 64, 6, 0, source, vip)
     header = header[:10] + internet_checksum(header).to_bytes(2, "big") + header[12:]
     frame = DIRECTOR_MAC + CLIENT_MAC + b"\x08\x00" + header + _tcp(source_port)
     return frame.ljust(frame_bytes, b"\0")
 
 
-def ipv6_frame(frame_bytes: int, source: int, source_port: int) -> bytes:
-    """A TCP segment to the IPv6 VIP; its TCP checksum is 0."""
+def ipv6_frame(frame_bytes: int, source: int, source_port: int, vip: bytes = VIP6.packed) -> bytes:
+    """A TCP segment to an IPv6 VIP; its TCP checksum is 0."""
     header = struct.pack("!LHBB", 0x60000000, frame_bytes - 14 - 40, 6, 64)
-    addresses = source.to_bytes(16, "big") + VIP6.packed
+    addresses = source.to_bytes(16, "big") + vip
     return (DIRECTOR_MAC + CLIENT_MAC + b"\x86\xdd" + header + addresses + _tcp(source_port)).ljust(frame_bytes, b"\0")
 
 

@@ -14,6 +14,7 @@ from bench import memory, samples, tables
 from bench.errors import BenchError
 from bench.measure import BASELINE, OURS, Cores, Session, figure
 from bench.talk import Talk
+from glb._rendezvous import ENGINES
 
 ROOT = Path(__file__).parents[2]
 KEYS = {
@@ -61,7 +62,12 @@ def test_quick_run_prints_one_complete_json_line_per_figure() -> None:
     figures = [json.loads(line) for line in done.stdout.splitlines()]
     names = [each["figure"] for each in figures]
     assert names == [
-        *(f"memory/ipv{family}-{cache}" for family in (4, 6) for cache in ("hot", "warm", "cold")),
+        *(
+            f"memory/ipv{family}-{cache}{engine}"
+            for family in (4, 6)
+            for cache in ("hot", "warm", "cold")
+            for engine in ("", *(f"-{name}" for name in ENGINES[1:]))
+        ),
         *(f"tables/{what}-{backends}" for what in ("build", "change") for backends in (16, 100, 256)),
     ]
     for each in figures:
