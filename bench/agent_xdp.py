@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import statistics
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from bench import compiled
 from bench.errors import BenchError
 from bench.established import Address, established
 from bench.hosts import Host, hosts
-from bench.live import LoadClient, cpu_ns, ending
-from bench.load import Order, Report
+from bench.live import LoadClient, ending
+from bench.load import Order
 from bench.measure import BASELINE, OURS, Session, figure, net_figure, pinned, significant, spread
-from bench.xdp import ksoftirqd
+from bench.xdp import Contest
 from glb import _bpf
 from glb.wire.checksum import ipv4_header
 from glb.wire.gue import GUE_PORT, encapsulate
@@ -218,70 +217,39 @@ def _figures(family: int, name: str, taken: dict[bool, dict[str, list[float]]], 
 # ---- over veth -----------------------------------------------------------------------------------------------------
 
 
-class Contest:
-    """Tunnel packets through the agent's program, which bounces them, and through the swap, on one interface."""
-
-    def __init__(self, load: LoadClient, link: int, programs: dict[str, int], frame: bytes, seconds: float, core: int):
-        self._load, self._link, self._programs = load, link, programs
-        self._order = Order(_LINK, frame, 0.0, seconds)
-        self._ksoftirqd = ksoftirqd(core)
-        self.cpu_ns: dict[str, list[float]] = {OURS: [], BASELINE: []}  # of the core, per frame that came back
-
-    def sample(self, side: str) -> float:
-        """Frames that come back, a second."""
-        _bpf.replace_program(self._link, self._programs[side])
-        before = cpu_ns(self._ksoftirqd)
-        report: Report = self._load.run(self._order)
-        if not report.total or report.other > report.tunnel / 1000:
-            raise BenchError(
-                f"{report.tunnel:.0f} tunnel packets a second came back from {side}, {report.other:.0f} others"
-            )
-        self.cpu_ns[side].append((report.cpu_ns + cpu_ns(self._ksoftirqd) - before) / report.total)
-        return report.tunnel
-
-    def cpu_ratio(self) -> float:
-        """What `ratio` would be if only the processor counted: the swap's time for a frame to ours."""
-        sides = zip(self.cpu_ns[BASELINE], self.cpu_ns[OURS], strict=True)
-        return significant(statistics.median(other / mine for other, mine in sides))
-
-
 def _live(session: Session) -> Iterator[dict[str, Any]]:
     seconds, most = (_QUICK_SECONDS, _QUICK_MANY) if session.quick else (_SECONDS, _MANY)
     core = session.cores.load
-    with hosts(_LINK) as (near, far):
+    with hosts(_LINK) as (near, far), ExitStack() as stack:
         load = LoadClient(near, core, [_LINK])
-        bare = _bpf.BpfObject(compiled.bpf_object("chain.bpf.c"))
-        with ending(load.process), closing(bare), _proxy(far) as ifindex, _program(ifindex) as program:
-            link = _bpf.attach_xdp(bare.program("swap"), ifindex)
-            try:
-                for family in _VIPS:
-                    for many in (False, True):
-                        flows = range(most if many else 0)
-                        frame = _frame(family, _ACK)
-                        programs = {OURS: program.fd, BASELINE: bare.program("swap")}
-                        contest = Contest(load, link, programs, frame, seconds, core)
-                        name = f"agent-xdp/live-bounce-ipv{family}" + ("-many" if many else "")
-                        sides = {side: partial(contest.sample, side) for side in programs}
-                        others = established(_VIPS[family], _PORT, _CLIENTS[family], flows) if many else nullcontext()
-                        counted = program.counters()
-                        with others:
-                            taken = session.alternate(name, sides, session.times(_LIVE_ALTERNATIONS))
-                        changed = {reason for reason, n in program.counters().items() if n != counted[reason]}
-                        if changed != {"bounce"}:
-                            raise BenchError(f"packets were judged {', '.join(sorted(changed))}, not only bounced")
-                        yield figure(
-                            name,
-                            taken,
-                            unit="frames/s",
-                            better="higher",
-                            frame_bytes=[len(frame)],
-                            method=_LIVE_METHOD,
-                            baseline="an XDP program that exchanges the MAC addresses and returns XDP_TX",
-                            not_included="a network card",
-                            cpu_ratio=contest.cpu_ratio(),
-                            cpu_ns_per_frame={side: spread(values) for side, values in contest.cpu_ns.items()},
-                            established_flows=len(flows),
-                            seconds_each=seconds,
-                        )
-            finally:
-                os.close(link)
+        stack.enter_context(ending(load.process))
+        bare = stack.enter_context(closing(_bpf.BpfObject(compiled.bpf_object("chain.bpf.c"))))
+        ifindex = stack.enter_context(_proxy(far))
+        program = stack.enter_context(_program(ifindex))
+        programs = {OURS: program.fd, BASELINE: bare.program("swap")}
+        link = _bpf.attach_xdp(programs[BASELINE], ifindex)
+        stack.callback(os.close, link)
+        for family, n_flows in itertools.product(_VIPS, (0, most)):
+            frame = _frame(family, _ACK)
+            contest = Contest(load, link, programs, programs, Order(_LINK, frame, 0.0, seconds), core)
+            name = f"agent-xdp/live-bounce-ipv{family}" + ("-many" if n_flows else "")
+            counted = program.counters()
+            with established(_VIPS[family], _PORT, _CLIENTS[family], range(n_flows)):
+                taken = session.alternate(name, contest.sides(), session.times(_LIVE_ALTERNATIONS))
+            changed = {reason for reason, n in program.counters().items() if n != counted[reason]}
+            if changed != {"bounce"}:
+                raise BenchError(f"packets were judged {', '.join(sorted(changed))}, not only bounced")
+            yield figure(
+                name,
+                taken,
+                unit="frames/s",
+                better="higher",
+                frame_bytes=[len(frame)],
+                method=_LIVE_METHOD,
+                baseline="an XDP program that exchanges the MAC addresses and returns XDP_TX",
+                not_included="a network card",
+                cpu_ratio=contest.cpu_ratio(),
+                cpu_ns_per_frame={side: spread(values) for side, values in contest.cpu_ns.items()},
+                established_flows=n_flows,
+                seconds_each=seconds,
+            )

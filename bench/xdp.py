@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bench.chain import Chain, Director
 from bench.errors import BenchError
 from bench.hosts import hosts
 from bench.live import CASES, LoadClient, cpu_ns, ending
-from bench.load import Order, Report
+from bench.load import Order
 from bench.measure import BASELINE, OURS, Session, figure, net_figure, pinned, significant, spread
 from glb import _bpf
 
@@ -81,36 +82,35 @@ def _alone(session: Session) -> Iterator[dict[str, Any]]:
 
 
 class Contest:
-    """One kind of frame through the director's program and through the swap, which take turns on one interface."""
+    """One kind of frame through our program and through the swap, which take turns on one interface."""
 
-    def __init__(self, load: LoadClient, far: FarEnd, frame: bytes, seconds: float, core: int) -> None:
-        self._load = load
-        self._far = far
-        self._order = Order(_LINK, frame, 0.0, seconds)
-        self._ksoftirqd = ksoftirqd(core)
-        self.cpu_ns: dict[str, list[float]] = {OURS: [], BASELINE: []}  # of the core, per frame that came back
+    def __init__(
+        self, load: LoadClient, link: int, programs: Mapping[str, int], tunnels: Container[str], order: Order, core: int
+    ) -> None:
+        """`link`: of the interface's program; `tunnels`: the sides from which tunnel packets come back."""
+        self._load, self._link, self._order = load, link, order
+        self._programs, self._tunnels = programs, tunnels
+        self._ksoftirqd = _ksoftirqd(core)
+        self.cpu_ns: dict[str, list[float]] = {side: [] for side in programs}  # of the core, per frame that came back
 
-    def ours(self) -> float:
-        report = self._run(OURS, self._far.director.program)
-        return _only(report.tunnel, report.other)
-
-    def baseline(self) -> float:
-        report = self._run(BASELINE, self._far.swap)
-        return _only(report.other, report.tunnel)
-
-    def cpu_ratio(self) -> float:
-        """What `ratio` would be if only the processor counted: the swap's time for a frame to ours."""
-        sides = zip(self.cpu_ns[BASELINE], self.cpu_ns[OURS], strict=True)
-        return significant(statistics.median(other / mine for other, mine in sides))
-
-    def _run(self, side: str, program: int) -> Report:
-        _bpf.replace_program(self._far.link, program)
+    def sample(self, side: str) -> float:
+        """Frames that come back, a second."""
+        _bpf.replace_program(self._link, self._programs[side])
         before = cpu_ns(self._ksoftirqd)
         report = self._load.run(self._order)
         if not report.total:
             raise BenchError(f"nothing came back from {side}")
         self.cpu_ns[side].append((report.cpu_ns + cpu_ns(self._ksoftirqd) - before) / report.total)
-        return report
+        kinds = (report.tunnel, report.other)
+        return _only(*(kinds if side in self._tunnels else reversed(kinds)))
+
+    def sides(self) -> dict[str, Callable[[], float]]:
+        return {side: partial(self.sample, side) for side in self._programs}
+
+    def cpu_ratio(self) -> float:
+        """What `ratio` would be if only the processor counted: the swap's time for a frame to ours."""
+        sides = zip(self.cpu_ns[BASELINE], self.cpu_ns[OURS], strict=True)
+        return significant(statistics.median(other / mine for other, mine in sides))
 
 
 def _only(wanted: float, other: float) -> float:
@@ -126,10 +126,10 @@ def _live(session: Session) -> Iterator[dict[str, Any]]:
         load = LoadClient(near, core, [_LINK])
         with ending(load.process), FarEnd(far.path) as far_end:
             for case, frame in CASES.items():
-                contest = Contest(load, far_end, frame, seconds, core)
+                programs = {OURS: far_end.director.program, BASELINE: far_end.swap}
+                contest = Contest(load, far_end.link, programs, {OURS}, Order(_LINK, frame, 0.0, seconds), core)
                 name = f"xdp/live-{case}"
-                sides = {OURS: contest.ours, BASELINE: contest.baseline}
-                taken = session.alternate(name, sides, session.times(_ALTERNATIONS))
+                taken = session.alternate(name, contest.sides(), session.times(_ALTERNATIONS))
                 yield figure(
                     name,
                     taken,
@@ -169,7 +169,7 @@ class FarEnd:
         self.director.close()
 
 
-def ksoftirqd(core: int) -> int:
+def _ksoftirqd(core: int) -> int:
     """Process id of the core's kernel thread that takes over when softirqs do not end."""
     for path in Path("/proc").glob("[0-9]*/comm"):
         if path.read_text() == f"ksoftirqd/{core}\n":

@@ -10,12 +10,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # `pytest` alone does not look for packages where it is started
 
 from tests.netns import topology
+
+if TYPE_CHECKING:
+    from tests.netns.test_agent_second_chance import Site
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,6 +36,14 @@ def bpffs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     subprocess.run(["mount", "-t", "bpf", "bpf", str(folder)], check=True)
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def site(standing_site: Site) -> Iterator[Site]:
+    """The module's standing site, as new for each test."""
+    standing_site.begin()
+    with standing_site.cleanup:
+        yield standing_site
 
 
 @pytest.fixture(scope="session")

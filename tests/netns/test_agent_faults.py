@@ -5,15 +5,15 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
 
 from glb.wire.gue import GUE_PORT, encapsulate
-from tests.netns.agents import VIP4, VIP6, departures, fleet
-from tests.netns.test_agent_second_chance import ACK, BOTH, RST, SYN, Site, tcp4, tcp6
+from tests.netns.agents import VIP4, VIP6, departures
+from tests.netns.test_agent_second_chance import ACK, BOTH, RST, SYN, Site, standing, tcp4, tcp6
 from tests.netns.topology import Host, eventually
 
 pytestmark = [pytest.mark.netns, pytest.mark.bpf]
@@ -26,16 +26,8 @@ NO_LISTENER = 81
 def standing_site(
     request: pytest.FixtureRequest, netfilter: None, bpffs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
-    with fleet() as net, ExitStack() as stack:
-        directory = tmp_path_factory.mktemp("agents")
-        yield Site(net, directory, stack, engine=request.param, pin_dir=str(bpffs / "faults"))
-
-
-@pytest.fixture
-def site(standing_site: Site) -> Iterator[Site]:
-    standing_site.begin()
-    with standing_site.cleanup:
-        yield standing_site
+    with standing(request.param, bpffs, tmp_path_factory) as site:
+        yield site
 
 
 class Wire:

@@ -6,14 +6,14 @@ import re
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.netns.agents import REPOSITORY, VIP4, VIP6, Client, NamedServer, fleet
-from tests.netns.test_agent_second_chance import Site
+from tests.netns.agents import REPOSITORY, VIP4, VIP6, Client, NamedServer
+from tests.netns.test_agent_second_chance import Site, standing
 from tests.netns.topology import Host
 
 pytestmark = [pytest.mark.netns, pytest.mark.bpf]
@@ -150,16 +150,8 @@ def standing_site(
     request: pytest.FixtureRequest, netfilter: None, bpffs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
     """`auto` is xdp whose bounced packets the host's stack sends, as it does to a neighbour that it has yet to find."""
-    with fleet() as net, ExitStack() as stack:
-        directory = tmp_path_factory.mktemp("agents")
-        yield Site(net, directory, stack, engine=request.param, pin_dir=str(bpffs / "firewalls"))
-
-
-@pytest.fixture
-def site(standing_site: Site) -> Iterator[Site]:
-    standing_site.begin()
-    with standing_site.cleanup:
-        yield standing_site
+    with standing(request.param, bpffs, tmp_path_factory) as site:
+        yield site
 
 
 def engine_of(site: Site) -> str:

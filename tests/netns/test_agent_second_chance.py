@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
@@ -69,22 +69,21 @@ class Site:
         host.sysctl(name, value)
 
 
+@contextmanager
+def standing(engine: str, bpffs: Path, factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A site whose agents have this engine; `factory`: pytest's tmp_path_factory."""
+    with fleet() as net, ExitStack() as stack:
+        directory = factory.mktemp("agents")
+        yield Site(net, directory, stack, engine=engine, pin_dir=str(bpffs / directory.name))
+
+
 @pytest.fixture(scope="module", params=["netfilter", "xdp", "auto"])
 def standing_site(
     request: pytest.FixtureRequest, netfilter: None, bpffs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
-    with fleet() as net, ExitStack() as stack:
-        directory = tmp_path_factory.mktemp("agents")
-        site = Site(net, directory, stack, engine=request.param, pin_dir=str(bpffs / "second-chance"))
+    with standing(request.param, bpffs, tmp_path_factory) as site:
         assert site.agents[0].status()["engine"] == ("netfilter" if request.param == "netfilter" else "xdp")
         yield site
-
-
-@pytest.fixture
-def site(standing_site: Site) -> Iterator[Site]:
-    standing_site.begin()
-    with standing_site.cleanup:
-        yield standing_site
 
 
 def tcp4(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.netns.agents import VIP4, VIP6, fleet
+from tests.netns.agents import VIP4, VIP6
 from tests.netns.servers import KINDS, Browser, serving
-from tests.netns.test_agent_second_chance import Site
+from tests.netns.test_agent_second_chance import Site, standing
 
 pytestmark = [pytest.mark.netns, pytest.mark.bpf]
 
@@ -21,16 +20,8 @@ RP_FILTER = {"off": 0, "strict": 1, "loose": 2}
 def standing_site(
     request: pytest.FixtureRequest, netfilter: None, bpffs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
-    with fleet() as net, ExitStack() as stack:
-        directory = tmp_path_factory.mktemp("agents")
-        yield Site(net, directory, stack, engine=request.param, pin_dir=str(bpffs / "servers"))
-
-
-@pytest.fixture
-def site(standing_site: Site) -> Iterator[Site]:
-    standing_site.begin()
-    with standing_site.cleanup:
-        yield standing_site
+    with standing(request.param, bpffs, tmp_path_factory) as site:
+        yield site
 
 
 @pytest.mark.parametrize("rp_filter", RP_FILTER)
