@@ -13,7 +13,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 from glb._egress cimport egress_index
 from glb._encapsulate cimport encapsulate, fetch_headers, start_front
-from glb._flows cimport GLB_N_FLOW_ENGINES, copy_rows, find_rows, glb_flow_engine, glb_flow_engines, put_flow, start_flows
+from glb._flows cimport copy_rows, engine_named, find_rows, put_flow, start_flows
 from glb._machine cimport glb_thread_ns, unlikely
 from glb._parse cimport ETHERNET_BYTES, IPV4_FAMILY, parse
 from glb._siphash cimport sip_key
@@ -68,15 +68,6 @@ cdef void run_batch(const Plan* plan, Counters* counters, Packet* packets, int n
 
 # ---- set-up --------------------------------------------------------------------------------------------------------
 
-cdef const glb_flow_engine* _engine(name) except NULL:
-    """By one of glb._rendezvous.ENGINES, which are those that this machine can do."""
-    cdef int i
-    for i in range(GLB_N_FLOW_ENGINES):
-        if glb_flow_engines[i].name.decode() == name and name in ENGINES:
-            return &glb_flow_engines[i]
-    raise ValueError(f"no engine {name!r}; this machine can do {', '.join(ENGINES)}")
-
-
 cdef class PlainMemory:
     """Zeroed memory of this process alone, where no kernel program reads along (replay, tests)."""
 
@@ -130,7 +121,7 @@ cdef class Forwarding:
         if source_mac is not None and len(source_mac) != 6:
             raise ValueError("source_mac is 6 bytes")
         start_front(self.plan, source_ip, <const uint8_t*><bytes>source_mac if source_mac is not None else NULL)
-        self.plan.hash = _engine(ENGINE).hash
+        self.plan.hash = engine_named(ENGINE, ENGINES).hash
         self.plan.answers_per_s = UNLIMITED if answers_per_s is None else answers_per_s
         self.plan.hash_fields = hash_fields
         self.plan.alt_hash_fields = alt_hash_fields
@@ -206,7 +197,8 @@ cdef class Forwarding:
         generation.forward_echo = forward_echo
         generation.n_prefixes = len(prefixes)
         for family in range(2):
-            lengths = sorted({p.length for p in prefixes if _is_ipv4(p) == (family == IPV4_FAMILY)}, reverse=True)
+            of_family = [p for p in prefixes if (p.length >= 96 and p.address >> 32 == 0xffff) == (family == IPV4_FAMILY)]
+            lengths = sorted({p.length for p in of_family}, reverse=True)
             for i, length in enumerate([*lengths, 0xff]):
                 generation.lengths[family][i] = length
         placed = []
@@ -410,7 +402,7 @@ cdef class Forwarding:
 
     cdef Plan _plan_by(self, engine) except *:
         cdef Plan plan = self.plan[0]
-        plan.hash = _engine(engine).hash
+        plan.hash = engine_named(engine, ENGINES).hash
         return plan
 
     def measure_ns(self, list frames not None, int rounds, *, engine=ENGINE):
@@ -455,7 +447,3 @@ cdef class Forwarding:
 
 def _chunks(n_rows):
     return (n_rows + GLB_CHUNK_ROWS - 1) // GLB_CHUNK_ROWS
-
-
-def _is_ipv4(prefix):
-    return prefix.length >= 96 and prefix.address >> 32 == 0xffff

@@ -22,6 +22,15 @@ cdef extern from "_flow_engines.h" nogil:
     const glb_flow_engine glb_flow_engines[]
 
 
+cdef inline const glb_flow_engine* engine_named(name, available) except NULL:
+    """The engine of that name, which must be among those that this machine can do (glb._rendezvous.ENGINES)."""
+    cdef int i
+    for i in range(GLB_N_FLOW_ENGINES):
+        if glb_flow_engines[i].name.decode() == name and name in available:
+            return &glb_flow_engines[i]
+    raise ValueError(f"no engine {name!r}; this machine can do {', '.join(available)}")
+
+
 cdef inline void start_flows(glb_flows* flows) noexcept nogil:
     """None yet, of either family."""
     flows[0].count = 0
