@@ -46,16 +46,23 @@ def attached(folder: Path, host: Host, name: str, *, generic: bool) -> Iterator[
         program.close()
 
 
-@pytest.mark.parametrize("generic", [False, True])
 @pytest.mark.parametrize(
-    ("name", "advice"),
+    ("name", "generic", "advice"),
     [
-        ("my_firewall", "somebody else's, and takes one only; `bpftool prog show id {id}` tells more"),
-        ("xdp_dispatcher", "libxdp's dispatcher, for programs of others, and takes one only; `xdp-loader status eth0`"),
-        ("glb_second_chance", "a proxy agent's, and takes one only; end that agent, or run `glb-proxy-agent detach`"),
+        ("my_firewall", True, "somebody else's, and takes one only; `bpftool prog show id {id}` tells more"),
+        (
+            "xdp_dispatcher",
+            False,
+            "libxdp's dispatcher, for programs of others, and takes one only; `xdp-loader status eth0`",
+        ),
+        (
+            "glb_second_chance",
+            False,
+            "a proxy agent's, and takes one only; end that agent, or run `glb-proxy-agent detach`",
+        ),
     ],
 )
-def test_another_program_is_named_and_left_alone(tmp_path: Path, name: str, advice: str, generic: bool) -> None:
+def test_another_program_is_named_and_left_alone(tmp_path: Path, name: str, generic: bool, advice: str) -> None:
     with Switch("director", "proxy1") as net:
         director = Director(net, tmp_path, "xdp")
         director.write_table("proxy1")
