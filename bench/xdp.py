@@ -6,7 +6,7 @@ import os
 import socket
 import statistics
 from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -172,6 +172,7 @@ class FarEnd:
 def _ksoftirqd(core: int) -> int:
     """Process id of the core's kernel thread that takes over when softirqs do not end."""
     for path in Path("/proc").glob("[0-9]*/comm"):
-        if path.read_text() == f"ksoftirqd/{core}\n":
-            return int(path.parent.name)
+        with suppress(OSError):  # a process may end while we look
+            if path.read_text() == f"ksoftirqd/{core}\n":
+                return int(path.parent.name)
     raise BenchError(f"no ksoftirqd/{core}")

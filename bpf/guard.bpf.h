@@ -79,26 +79,21 @@ static __always_inline int is_own(const struct glb_agent_settings *settings, __b
     return address == settings->address || bpf_map_lookup_elem(&glb_own_addresses, &address) != 0;
 }
 
+static __always_inline int in_trie4(void *trie, __be32 address)
+{
+    struct glb_prefix4 key = {32, address};
+
+    return bpf_map_lookup_elem(trie, &key) != 0;
+}
+
 static __always_inline int is_allowed(const struct glb_agent_settings *settings, __be32 address)
 {
-    struct glb_prefix4 key;
-
-    if (in_short_list(settings->sources, address))
-        return 1;
-    key.bits = 32;
-    key.address = address;
-    return bpf_map_lookup_elem(&glb_sources, &key) != 0;
+    return in_short_list(settings->sources, address) || in_trie4(&glb_sources, address);
 }
 
 static __always_inline int is_vip4(const struct glb_agent_settings *settings, __be32 address)
 {
-    struct glb_prefix4 key;
-
-    if (in_short_list(settings->vips4, address))
-        return 1;
-    key.bits = 32;
-    key.address = address;
-    return bpf_map_lookup_elem(&glb_vips4, &key) != 0;
+    return in_short_list(settings->vips4, address) || in_trie4(&glb_vips4, address);
 }
 
 /* `address`: its halves in memory order, as those of struct glb_masked6 are. */
