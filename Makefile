@@ -19,7 +19,8 @@ lab:  ## the same hosts, left standing for you to explore (Ctrl-C removes them)
 
 test:  ## every test (as root nothing is skipped; under 10 minutes)
 	@packaging/bootstrap.sh dev
-	@if [ "$$(id -u)" = 0 ]; then export GLB_REQUIRE=$${GLB_REQUIRE-netns,bpf}; fi; $(PY) -m pytest -q tests
+	@if [ "$$(id -u)" = 0 ]; then export GLB_REQUIRE=$${GLB_REQUIRE-netns,bpf}; fi; \
+	$(PY) -m pytest -q -n auto tests/repo tests/unit tests/parity tests/vectors && $(PY) -m pytest -q tests/netns
 
 bench:  ## speed, as JSON lines with ratios to a baseline of the same run
 	@packaging/bootstrap.sh lab

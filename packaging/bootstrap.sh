@@ -82,7 +82,7 @@ if [ -n "$newer" ]; then
     $venv/bin/pip install -q --no-build-isolation -e .
     touch $stamp
 fi
-if { [ "$want" = dev ] || [ "$want" = kernels ]; } && [ ! -e $venv/.dev ]; then
+if { [ "$want" = dev ] || [ "$want" = kernels ]; } && { [ ! -e $venv/.dev ] || [ pyproject.toml -nt $venv/.dev ]; }; then
     say "installing the test tools"
     $venv/bin/pip install -q --no-build-isolation -e '.[dev]'
     touch $venv/.dev $stamp
