@@ -27,6 +27,7 @@ cdef extern from "glb_capture.h" nogil:
         uint64_t client[2]
         uint64_t mask[2]
         uint64_t missed
+        uint64_t until_ns
 
     struct glb_captured:
         uint64_t at_ns
@@ -86,6 +87,8 @@ cdef inline void run_tapped(Tap* tap, const Plan* plan, Counters* counters, Pack
         note_received(&tap.received[i], &packets[i])
     run_batch(plan, counters, packets, n)
     at_ns = glb_monotonic_ns()
+    if at_ns >= glb_acquire_u64(&tap.wanted.until_ns):
+        return
     for i in range(n):
         if is_wanted(tap, plan, &packets[i]):
             put_packet(tap, plan, &packets[i], &tap.received[i], at_ns)

@@ -65,7 +65,8 @@ def capture(
     """Write packets for a VIP to FILE, before and after encapsulation, each with its verdict as comment.
 
     Without --director the one on this host is asked; with several, all write into the one file. Ends at --limit, after
-    --seconds, or by Ctrl-C. A director with a full buffer leaves packets out, never slows or loses them.
+    --seconds, or by Ctrl-C. A director with a full buffer leaves packets out of FILE; it loses none, and waits
+    for nobody.
 
     \b
     Example:

@@ -133,12 +133,17 @@ class Datapath:
         self._counted = (self._sum(*self._counted), forwarding)
         self._current = forwarding
 
-    def open_tap(self, filter: Filter) -> Tap:
-        """Copy packets until `close_tap`; neither while `publish` runs."""
-        assert self._object is not None and self._link is not None and self._current is not None
+    def make_tap(self, filter: Filter) -> Tap:
+        """For `open_tap`; loads its program, which takes some 0.3 s."""
+        assert self._object is not None and self._link is not None
         plain = Program(self._object, "glb_director", self._link, self._options)
-        self._tap = Tap(filter, plain, _object_path("capture.bpf.o"), self._workers, self._current)
-        return self._tap
+        return Tap(filter, plain, _object_path("capture.bpf.o"), self._workers)
+
+    def open_tap(self, tap: Tap) -> None:
+        """Copy packets until `close_tap`; neither while `publish` runs."""
+        assert self._current is not None
+        tap.open(self._current)
+        self._tap = tap
 
     def close_tap(self) -> None:
         tap, self._tap = self._tap, None
