@@ -6,6 +6,7 @@ from libc.string cimport memcpy, memset
 from glb._fastpath cimport (
     BATCH, GLB_BANK_CHUNKS, GLB_DROP_STALE_BIND, GLB_HOST, GLB_NO_TABLE, Counters, Packet, Plan, run_batch,
 )
+from glb._machine cimport glb_acquire_u64, glb_release_u64
 from glb._parse cimport ETHERNET_BYTES
 from glb._too_big cimport glb_monotonic_ns
 
@@ -45,15 +46,6 @@ cdef extern from "glb_capture.h" nogil:
         uint8_t link[GLB_CAPTURE_LINK_BYTES]
 
     bint glb_client_wanted(const glb_capture* capture, uint64_t high, uint64_t low, uint32_t address_bytes)
-
-
-cdef extern from *:
-    """
-    #define glb_acquire_u64(at) __atomic_load_n(at, __ATOMIC_ACQUIRE)
-    #define glb_release_u64(at, value) __atomic_store_n(at, value, __ATOMIC_RELEASE)
-    """
-    uint64_t glb_acquire_u64(const uint64_t* at) nogil
-    void glb_release_u64(uint64_t* at, uint64_t value) nogil
 
 
 cdef enum:

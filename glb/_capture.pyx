@@ -12,6 +12,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from glb._fastpath cimport BATCH, HEADROOM, CounterBlock, Forwarding
+from glb._machine cimport glb_acquire_u64, glb_release_u64
 
 from glb._fastpath import VERDICTS
 from glb.errors import DeviceError

@@ -99,7 +99,7 @@ def test_a_table_is_matched_by_its_index() -> None:
     ("packet", "plan", "text"),
     [
         (bytes(TCP4)[:50], {}, "drop truncated engine=cython"),
-        (ipv4(frag=100, proto=17) / Raw(bytes(20)), {"hash_fields": 5}, "drop fragment engine=cython"),
+        (ipv4(frag=100, proto=17) / Raw(bytes(20)), {"hash_fields": 5}, "drop fragment table=web engine=cython"),
         (
             ipv4() / ICMP(),
             {"forward_echo": False},
@@ -110,8 +110,8 @@ def test_a_table_is_matched_by_its_index() -> None:
 )
 def test_what_is_dropped_is_captured_with_the_reason(packet: Packet, plan: dict[str, object], text: str) -> None:
     (seen,) = taken(packet, plan=forwarding(**plan))  # type: ignore[arg-type]
-    assert captured.comment(None, seen) == text
-    assert (seen.received, seen.sent, seen.table) == (bytes(packet), None, None)
+    assert captured.comment(None if seen.table is None else "web", seen) == text
+    assert (seen.received, seen.sent) == (bytes(packet), None)
 
 
 def test_a_packet_that_is_too_big_is_captured_with_its_answer() -> None:
