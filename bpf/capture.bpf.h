@@ -26,11 +26,15 @@ struct {
     __uint(max_entries, 1 << 22); /* some 13,000 short packets, 2,000 whole ones */
 } glb_captured SEC(".maps");
 
+/* What is wanted, while somebody reads: this program stays where the director that captured was killed. */
 static __always_inline struct glb_capture *capture_wanted(void)
 {
     __u32 zero = 0;
+    struct glb_capture *capture = bpf_map_lookup_elem(&glb_capture, &zero);
 
-    return bpf_map_lookup_elem(&glb_capture, &zero);
+    if (!capture || bpf_ktime_get_coarse_ns() >= capture->until_ns)
+        return 0;
+    return capture;
 }
 
 /* As capture_put(), in a record for so many bytes of the frame, a power of two and a constant. */

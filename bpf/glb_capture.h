@@ -27,6 +27,7 @@ struct glb_capture {
     __u64 client[2];    /* memory order; IPv4 as ::ffff:a.b.c.d */
     __u64 mask[2];
     __u64 missed;       /* by the kernel's program: its buffer was full */
+    __u64 until_ns;     /* CLOCK_MONOTONIC: nothing is wanted from then on. The reader moves it on */
 };
 
 /* A packet that was taken. `kept_bytes` of a frame follow: of the one sent, or where none was, of the one received. Behind its
@@ -48,7 +49,7 @@ struct glb_captured {
     __u8 link[GLB_CAPTURE_LINK_BYTES];
 };
 
-_Static_assert(sizeof(struct glb_capture) == 64, "glb_capture has no holes");
+_Static_assert(sizeof(struct glb_capture) == 72, "glb_capture has no holes");
 _Static_assert(sizeof(struct glb_captured) == 64, "glb_captured has no holes");
 
 /* Whether a client's address, as words in memory order (IPv4: as ::ffff:a.b.c.d), is wanted. */

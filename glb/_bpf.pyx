@@ -28,9 +28,9 @@ cdef extern from *:
     #include <stdarg.h>
     #include <stdio.h>
     #include <errno.h>
-    /* libbpf's warnings of the last call; shown in the error it leads to, never on the terminal by themselves. */
-    static char glb_libbpf_log[8192];
-    static size_t glb_libbpf_used;
+    /* libbpf's warnings of this thread's last call; shown in the error it leads to, never on the terminal by themselves. */
+    static _Thread_local char glb_libbpf_log[8192];
+    static _Thread_local size_t glb_libbpf_used;
     static int glb_keep_log(enum libbpf_print_level level, const char *format, va_list args)
     {
         if (level != LIBBPF_WARN || glb_libbpf_used + 1 >= sizeof glb_libbpf_log)
@@ -113,6 +113,7 @@ cdef class BpfObject:
         """`constants`: the program's read-only variables, as the bytes of their section. `reuse`: {map name: file descriptor}
         of maps that are there already."""
         cdef bpf_map* map = NULL
+        cdef bpf_object* opened
         self.path = os.fspath(path)
         glb_start_log()
         encoded = self.path.encode()
@@ -134,7 +135,9 @@ cdef class BpfObject:
             result = bpf_map__reuse_fd(map, fd) if map != NULL else -errno.ENOENT
             if result < 0:
                 raise _failed(f"giving {self.path} the map {name}", result)
-        result = bpf_object__load(self.object)
+        opened = self.object
+        with nogil:  # the verifier takes up to 0.3 s
+            result = bpf_object__load(opened)
         if result < 0:
             bpf_object__close(self.object)
             self.object = NULL

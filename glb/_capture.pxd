@@ -6,6 +6,7 @@ from libc.string cimport memcpy, memset
 from glb._fastpath cimport (
     BATCH, GLB_BANK_CHUNKS, GLB_DROP_STALE_BIND, GLB_HOST, GLB_NO_TABLE, Counters, Packet, Plan, run_batch,
 )
+from glb._machine cimport glb_acquire_u64, glb_release_u64
 from glb._parse cimport ETHERNET_BYTES
 from glb._too_big cimport glb_monotonic_ns
 
@@ -27,6 +28,7 @@ cdef extern from "glb_capture.h" nogil:
         uint64_t client[2]
         uint64_t mask[2]
         uint64_t missed
+        uint64_t until_ns
 
     struct glb_captured:
         uint64_t at_ns
@@ -44,15 +46,6 @@ cdef extern from "glb_capture.h" nogil:
         uint8_t link[GLB_CAPTURE_LINK_BYTES]
 
     bint glb_client_wanted(const glb_capture* capture, uint64_t high, uint64_t low, uint32_t address_bytes)
-
-
-cdef extern from *:
-    """
-    #define glb_acquire_u64(at) __atomic_load_n(at, __ATOMIC_ACQUIRE)
-    #define glb_release_u64(at, value) __atomic_store_n(at, value, __ATOMIC_RELEASE)
-    """
-    uint64_t glb_acquire_u64(const uint64_t* at) nogil
-    void glb_release_u64(uint64_t* at, uint64_t value) nogil
 
 
 cdef enum:
@@ -86,6 +79,8 @@ cdef inline void run_tapped(Tap* tap, const Plan* plan, Counters* counters, Pack
         note_received(&tap.received[i], &packets[i])
     run_batch(plan, counters, packets, n)
     at_ns = glb_monotonic_ns()
+    if at_ns >= glb_acquire_u64(&tap.wanted.until_ns):
+        return
     for i in range(n):
         if is_wanted(tap, plan, &packets[i]):
             put_packet(tap, plan, &packets[i], &tap.received[i], at_ns)

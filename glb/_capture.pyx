@@ -7,11 +7,12 @@ import os
 from collections import namedtuple
 
 from libc cimport errno
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from glb._fastpath cimport BATCH, HEADROOM, CounterBlock, Forwarding
+from glb._machine cimport glb_acquire_u64, glb_release_u64
 
 from glb._fastpath import VERDICTS
 from glb.errors import DeviceError
@@ -91,10 +92,15 @@ cdef class Wanted:
             memcpy(self.capture.mask, <const uint8_t*><bytes>mask, 16)
         for bank in range(2):
             self.want_table(bank, None)
+        self.want_until(UINT64_MAX)
 
     def want_table(self, int bank, index):
         """From now on, of the generation in this bank: the table at `index`, ANY_TABLE, or none (None)."""
         self.capture.tables[bank & 1] = GLB_NO_TABLE if index is None else index
+
+    def want_until(self, uint64_t at_ns):
+        """From CLOCK_MONOTONIC `at_ns` on nothing is wanted. At first: without end."""
+        glb_release_u64(&self.capture.until_ns, at_ns)
 
     @property
     def missed(self):

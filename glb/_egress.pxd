@@ -11,9 +11,9 @@ from glb._fastpath cimport GLB_MAX_EGRESSES, GLB_NEXT_HOP_EGRESS_BIT, glb_egress
 
 # ---- entries -------------------------------------------------------------------------------------------------------
 
-cdef inline uint32_t egress_index(glb_generation* generation, uint32_t n_backends, uint32_t last, uint32_t ifindex,
+cdef inline uint32_t egress_index(glb_generation* generation, uint32_t n_backends, uint32_t* last, uint32_t ifindex,
                                   const uint8_t* source_mac, bint redirects) noexcept:
-    """The entry that says this, filled in if there was none; 0: all are in use. `last`: the one filled in before.
+    """The entry that says this, filled in if there was none; 0: all are in use. `last`: the one filled in last, in and out.
 
     Entries are used in turn: a packet may still be on its way by one that no next hop names any more.
     """
@@ -24,12 +24,13 @@ cdef inline uint32_t egress_index(glb_generation* generation, uint32_t n_backend
         if entry.ifindex == ifindex and entry.redirects == redirects and memcmp(entry.source_mac, source_mac, 6) == 0:
             return index
     for i in range(GLB_MAX_EGRESSES - 1):
-        index = 1 + (last + i) % (GLB_MAX_EGRESSES - 1)
+        index = 1 + (last[0] + i) % (GLB_MAX_EGRESSES - 1)
         if not is_named(generation, n_backends, index):
             entry = &generation.egresses[index]
             entry.ifindex = ifindex
             memcpy(entry.source_mac, source_mac, 6)
             entry.redirects = redirects
+            last[0] = index
             return index
     return 0
 

@@ -1,13 +1,13 @@
 """From a row to the tunnel packet: hops, and the front that is put before the frame (docs/protocol/gue.md)."""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memmove
+from libc.string cimport memcmp, memcpy, memmove
 
 from glb._fastpath cimport (
     GLB_DROP_NO_BACKEND, GLB_DROP_NO_NEXT_HOP, GLB_DROP_TOO_BIG, GLB_FORWARD, GLB_MAX_BACKENDS,
     GLB_NEXT_HOP_EGRESS_BIT, GLB_NEXT_HOP_KNOWN_BIT, GLB_NO_HOP, MAX_LIST, MTU_UNKNOWN, Counters, Packet, Plan, Table, glb_backend,
 )
-from glb._machine cimport glb_prefetch, glb_prefetch_write, unlikely
+from glb._machine cimport glb_acquire_u64, glb_prefetch, glb_prefetch_write, glb_release_u32, glb_release_u64, unlikely
 from glb._parse cimport ETHERNET_BYTES
 from glb._wire cimport (
     GLB_ETH_P_IP, GLB_GUE_PORT, GLB_OUTER_TTL, GLB_PROTO_UDP, GLB_SOURCE_PORT_BASE, fold_checksum, load_word16, load_word32,
@@ -78,12 +78,12 @@ cdef inline uint8_t encapsulate(const Plan* plan, Packet* packet, Counters* coun
     cdef uint32_t further = n - 1
     cdef uint32_t overhead = OVERHEAD_BYTES + 4 * further
     cdef uint32_t outer_length = overhead + packet.ip_length
+    cdef uint64_t next_hop = glb_acquire_u64(&primary.next_hop)  # before its MTU: see store_next_hop
     cdef uint32_t mtu_bytes = primary.mtu_bytes
     if outer_length > mtu_bytes:
         packet.room = mtu_bytes - overhead if mtu_bytes > overhead else 0
         packet.answerable &= mtu_bytes < MTU_UNKNOWN
         return GLB_DROP_TOO_BIG
-    cdef uint64_t next_hop = primary.next_hop
     if not (next_hop >> GLB_NEXT_HOP_KNOWN_BIT) & 1:
         return GLB_DROP_NO_NEXT_HOP
     cdef uint32_t i
@@ -114,6 +114,21 @@ cdef inline uint8_t encapsulate(const Plan* plan, Packet* packet, Counters* coun
         memcpy(front + 12, &tags, tag_bytes)
     packet.frame = front
     return GLB_FORWARD
+
+
+cdef inline void store_next_hop(
+    const Plan* plan, const uint8_t* address, uint64_t next_hop, uint32_t mtu_bytes
+) noexcept nogil:
+    """Of a backend in every table. Who encapsulates meanwhile reads next_hop first: what it sends the new way fits it."""
+    cdef glb_backend* backend
+    cdef uint32_t i, k
+    for i in range(plan.n_tables):
+        for k in range(plan.tables[i].n_backends):
+            backend = &plan.tables[i].backends[k]
+            if memcmp(backend.address, address, 4) == 0:
+                glb_release_u32(&backend.mtu_bytes, min(backend.mtu_bytes, mtu_bytes))
+                glb_release_u64(&backend.next_hop, next_hop)
+                glb_release_u32(&backend.mtu_bytes, mtu_bytes)
 
 
 cdef inline void start_front(Plan* plan, const uint8_t* source_ip, const uint8_t* source_mac) noexcept nogil:

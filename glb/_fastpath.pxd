@@ -145,6 +145,7 @@ cdef struct Table:
 cdef struct Counters:
     uint64_t verdicts[GLB_N_VERDICTS]  # frames; written by one worker, read by anyone
     uint64_t* tables       # frames and bytes received that were forwarded, two per table; owned
+    uint64_t* drops        # frames by table, then verdict, if they got so far; after the tables, those of none; owned
     uint64_t* backends     # frames forwarded with the backend as outer destination, per backend of all tables; owned
     uint64_t answers_sent     # to senders of packets that are too big
     uint64_t answers_limited  # not sent: the bucket was empty

@@ -5,6 +5,7 @@ from typing import Any, Final, Protocol
 from glb.table.binds import Prefix
 
 DROP_REASONS: Final[tuple[str, ...]]
+TABLE_DROP_REASONS: Final[tuple[str, ...]]
 VERDICTS: Final[tuple[str, ...]]
 
 class Memory(Protocol):

@@ -9,10 +9,11 @@ from ipaddress import IPv4Address
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 
+from glb._counters cimport add_drops, count_drop, free_counters, make_counters
 from glb._egress cimport egress_index
-from glb._encapsulate cimport encapsulate, fetch_headers, start_front
+from glb._encapsulate cimport encapsulate, fetch_headers, start_front, store_next_hop
 from glb._flows cimport copy_rows, engine_named, find_rows, put_flow, start_flows
 from glb._machine cimport glb_thread_ns, unlikely
 from glb._parse cimport ETHERNET_BYTES, IPV4_FAMILY, parse
@@ -29,6 +30,7 @@ cdef enum:
     CACHE_LINE = 64  # bytes
 
 DROP_REASONS = ("malformed", "truncated", "fragment", "too_big", "no_next_hop", "no_backend", "stale_bind")
+TABLE_DROP_REASONS = ("fragment", "too_big", "no_next_hop", "no_backend")  # the others end before they have a table
 VERDICTS = ("forward", "host", *DROP_REASONS)
 assert len(VERDICTS) == GLB_N_VERDICTS
 
@@ -61,8 +63,12 @@ cdef void run_batch(const Plan* plan, Counters* counters, Packet* packets, int n
         packet = &packets[i]
         if packet.verdict == GLB_FORWARD:
             packet.verdict = encapsulate(plan, packet, counters)
-            if unlikely(packet.verdict == GLB_DROP_TOO_BIG):  # keeps the answer's code out of the loop
-                answer_too_big(plan, packet, counters)
+            if unlikely(packet.verdict != GLB_FORWARD):  # keeps the answer's code out of the loop
+                count_drop(plan, counters, packet)
+                if packet.verdict == GLB_DROP_TOO_BIG:
+                    answer_too_big(plan, packet, counters)
+        elif packet.verdict == GLB_DROP_FRAGMENT:
+            count_drop(plan, counters, packet)
         counters.verdicts[packet.verdict] += 1
 
 
@@ -87,14 +93,11 @@ cdef class CounterBlock:
 
     def __cinit__(self, Forwarding owner not None):
         self.owner = owner
-        self.counters.tables = <uint64_t*>calloc(max(1, 2 * owner.plan.n_tables), 8)
-        self.counters.backends = <uint64_t*>calloc(max(1, owner.plan.n_backends), 8)
-        if self.counters.tables == NULL or self.counters.backends == NULL:
+        if not make_counters(&self.counters, owner.plan):
             raise MemoryError
 
     def __dealloc__(self):
-        free(self.counters.tables)
-        free(self.counters.backends)
+        free_counters(&self.counters)
 
 
 cdef class Forwarding:
@@ -271,27 +274,19 @@ cdef class Forwarding:
         Safe while workers forward: MAC address, interface and source MAC address change in one store.
         """
         cdef uint64_t next_hop = 0
-        cdef uint32_t i, k
-        cdef glb_backend* backend
+        cdef uint32_t i
         if len(address) != 4 or (mac is not None and len(mac) != 6):
             raise ValueError("address is 4 bytes and mac 6")
         if mac is not None:
             memcpy(&next_hop, <const uint8_t*><bytes>mac, 6)
             next_hop |= <uint64_t>1 << GLB_NEXT_HOP_KNOWN_BIT
             if egress is not None:
-                self._last_egress = egress_index(self.plan.generation, self.plan.n_backends, self._last_egress, egress[0],
-                                                 <const uint8_t*><bytes>egress[1], egress[2])
-                if not self._last_egress:
+                i = egress_index(self.plan.generation, self.plan.n_backends, &self._last_egress, egress[0],
+                                 <const uint8_t*><bytes>egress[1], egress[2])
+                if not i:
                     raise TableError(f"the routes to the backends leave by more than {GLB_MAX_EGRESSES - 1} interfaces")
-                next_hop |= <uint64_t>self._last_egress << GLB_NEXT_HOP_EGRESS_BIT
-        for i in range(self.plan.n_tables):
-            for k in range(self.plan.tables[i].n_backends):
-                backend = &self.plan.tables[i].backends[k]
-                if memcmp(backend.address, <const uint8_t*>address, 4) == 0:
-                    # In the order in which no packet is sent that does not fit.
-                    backend.mtu_bytes = min(backend.mtu_bytes, mtu_bytes)
-                    backend.next_hop = next_hop
-                    backend.mtu_bytes = mtu_bytes
+                next_hop |= <uint64_t>i << GLB_NEXT_HOP_EGRESS_BIT
+        store_next_hop(self.plan, <const uint8_t*>address, next_hop, mtu_bytes)
 
     # -- reading back
 
@@ -332,14 +327,16 @@ cdef class Forwarding:
         return block
 
     def counts(self):
-        """Sums over all workers: "verdicts": {name: frames}, "tables": {name: (frames, bytes)}, "backends", "answers".
+        """Sums over all workers: "verdicts": {name: frames}, "tables": {name: (frames, bytes)}, "drops", "backends", "answers".
 
-        `backends` maps (table name, address text) to frames sent to it as primary; `answers` tells what was answered to
+        `drops` maps (table name, reason) to frames, with "" for those that end before they have a table. `backends` maps (table name, address text) to frames sent to it as primary; `answers` tells what was answered to
         packets that are too big: sent, and limited (not sent because of answers_per_s).
         """
         verdicts = dict.fromkeys(VERDICTS, 0)
         answers = {"sent": 0, "limited": 0}
         tables = [[0, 0] for _ in self._names]
+        names = [name for name, _ in self._names]
+        drops = {(name, reason): 0 for name in (*names, "") for reason in TABLE_DROP_REASONS}
         backends = {}
         cdef CounterBlock block
         cdef uint32_t i, k
@@ -348,6 +345,7 @@ cdef class Forwarding:
                 verdicts[VERDICTS[i]] += block.counters.verdicts[i]
             answers["sent"] += block.counters.answers_sent
             answers["limited"] += block.counters.answers_limited
+            add_drops(drops, names, VERDICTS, &block.counters)
             k = 0
             for i, (name, addresses) in enumerate(self._names):
                 tables[i][0] += block.counters.tables[2 * i]
@@ -356,8 +354,9 @@ cdef class Forwarding:
                     key = (name, str(IPv4Address(address)))
                     backends[key] = backends.get(key, 0) + block.counters.backends[k]
                     k += 1
-        return {"verdicts": verdicts, "tables": {self._names[i][0]: tuple(t) for i, t in enumerate(tables)},
-                "backends": backends, "answers": answers}
+        drops |= {("", reason): verdicts[reason] for reason in DROP_REASONS if reason not in TABLE_DROP_REASONS}
+        return {"verdicts": verdicts, "tables": dict(zip(names, map(tuple, tables))), "drops": drops, "backends": backends,
+                "answers": answers}
 
     # -- over plain buffers
 

@@ -275,10 +275,10 @@ cdef inline uint8_t classify_later_fragment(
     if protocol != GLB_PROTO_TCP and protocol != GLB_PROTO_UDP:
         return GLB_HOST
     table = prefix.fragment_tables[0 if protocol == GLB_PROTO_TCP else 1]
+    packet.table = table
     if table == GLB_NO_TABLE or (plan.hash_fields | plan.alt_hash_fields) & (HASH_SRC_PORT | HASH_DST_PORT):
         return GLB_DROP_FRAGMENT
     packet.hint_be = 0
-    packet.table = table
     packet.by = &plan.tables[table]
     return GLB_FORWARD
 

@@ -289,7 +289,7 @@ cdef class Order:
     def with_backends(self, list addresses, *, Py_ssize_t at_most=1):
         """The Order of these backends instead; None if more than `at_most` join or leave, or weights are not all equal.
 
-        Only those that join are ranked; of others the heads say what they said, where one leaves less.
+        None, too, where an address is listed twice, before or after: which of the two it is cannot be told by it. Only those that join are ranked; of others the heads say what they said, where one leaves less.
         """
         cdef Order result = Order.__new__(Order)
         cdef array.array numbers
@@ -297,6 +297,8 @@ cdef class Order:
         joined = places.keys() - self._addresses
         changes = len(joined) + len(self._addresses) - (len(places) - len(joined))
         if self.weighted or changes > at_most or self.keep != min(len(places), <Py_ssize_t>GLB_KEPT):
+            return None
+        if len(places) != len(addresses) or len(set(self._addresses)) != len(self._addresses):
             return None
         result.keep, result.n_rows = self.keep, self.n_rows
         result._take(self._seed, addresses, self.engine_name)

@@ -12,12 +12,14 @@ from glb.errors import DeviceError
 
 log = logging.getLogger(__name__)
 
+_DIRECTOR = (
+    "a director's",
+    "end that director, or run `glb-director detach` with its configuration (its pin_dir may be another)",
+)
 # Programs by name, of which the kernel keeps 15 characters: whose they are, and how they are removed.
 _OWNERS = {
-    "glb_director": (
-        "a director's",
-        "end that director, or run `glb-director detach` with its configuration (its pin_dir may be another)",
-    ),
+    "glb_director": _DIRECTOR,
+    "glb_capturing": _DIRECTOR,
     "glb_second_chan": (
         "a proxy agent's",
         "end that agent, or run `glb-proxy-agent detach` with its configuration (its pin_dir may be another)",

@@ -70,8 +70,8 @@ def up(bare: bool) -> None:
 def run_demo() -> None:
     """Drain, fill, kill and add under load, count what broke; exit 1 if anything did over GLB.
 
-    In the environment, ENGINE= (of the agents) and DATAPATH= (of the directors) choose other than "auto", and HOPS=
-    other than 3 hops.
+    In the environment, ENGINE= (of the agents) chooses other than "auto", DATAPATH= (of the directors) other than
+    "xdp", and HOPS= other than 3 hops.
 
     Example: python -m lab demo
     """

@@ -23,7 +23,8 @@ _SILENCE_S = 10.0  # a director sends statistics every second, packets or not
 _LOOK_S = 0.2
 _STDOUT = "-"
 _RECEIVED = 0  # interface number of a director's received frames, in its own stream
-_HEAD_BLOCKS = 3  # section, and the interfaces of received and sent frames
+_INTERFACES = 2  # of received and of sent frames
+_HEAD_BLOCKS = 1 + _INTERFACES  # the section, and these
 _READ_BYTES = 65536
 _NO_CAPTURES = (404, 405)  # not found, method not allowed
 _MAX_REASON_BYTES = 4096
@@ -65,7 +66,8 @@ def capture(
     """Write packets for a VIP to FILE, before and after encapsulation, each with its verdict as comment.
 
     Without --director the one on this host is asked; with several, all write into the one file. Ends at --limit, after
-    --seconds, or by Ctrl-C. A director with a full buffer leaves packets out, never slows or loses them.
+    --seconds, or by Ctrl-C. A director with a full buffer leaves packets out of FILE; it loses none, and waits
+    for nobody.
 
     \b
     Example:
@@ -236,9 +238,11 @@ class _Stream(threading.Thread):
                 if self._has_begun():
                     self._first = self._file.begin(self._head[0], self._head[1:])
                 continue
-            number = pcapng.number_of(block)
+            number, kind = pcapng.number_of(block), pcapng.kind_of(block)
+            if kind not in (pcapng.PACKET, pcapng.STATISTICS) or number >= _INTERFACES:
+                raise ValueError(f"a block of kind {kind}, for interface {number}")
             block_here = pcapng.renumbered(block, self._first + number)
-            if pcapng.kind_of(block) == pcapng.STATISTICS:
+            if kind == pcapng.STATISTICS:
                 _, self.missed = pcapng.counts_of(block)
                 self.statistics = block_here
             else:

@@ -103,6 +103,9 @@ class Captures:
 
     async def _checked(self, request: web.Request) -> tuple[Request, Filter]:
         """What is asked for. Refused where it may not or cannot be had."""
+        # A web page whose name has come to mean this host may POST JSON, but not without saying where it is from.
+        if "Origin" in request.headers:
+            raise Refused(403, "packets are not shown to web pages")
         if not self._remote and not is_local(request):
             raise Refused(403, "packets are shown on the director's own host only, unless it has remote_capture = true")
         # A web page can make a browser POST to loopback, but not as JSON.
@@ -115,12 +118,16 @@ class Captures:
             raise Refused(400, str(error)) from error
         if wanted.table is not None and wanted.table not in self._names():
             raise Refused(422, f"there is no table {wanted.table}; there are: {', '.join(self._names())}")
+        if filter.client is not None:
+            wanted = msgspec.structs.replace(wanted, client=str(filter.client))
         return wanted, filter
 
     async def _capture(self, request: web.Request, wanted: Request, filter: Filter) -> web.StreamResponse:
         try:
+            # The kernel takes a while to verify the program: a reload need not wait for that.
+            tap = await asyncio.to_thread(self._datapath.make_tap, filter)
             async with self._changing:
-                tap = await asyncio.to_thread(self._datapath.open_tap, filter)
+                await asyncio.to_thread(self._datapath.open_tap, tap)
         except DeviceError as error:
             return web.Response(status=500, text=f"{error}\n")
         log.info("capturing %s", self.running)
@@ -131,9 +138,11 @@ class Captures:
             await response.write(captured.head(f"{socket.gethostname()} {self._interface}", filter.snap_bytes))
             await self._stream(request, response, tap, wanted)
             with contextlib.suppress(ConnectionError):  # it may have what it wants, and not wait
-                await response.write_eof()
+                await asyncio.wait_for(response.write_eof(), _STUCK_S)
         except (ConnectionError, TimeoutError):
             log.info("who captured is gone")
+            if request.transport is not None:
+                request.transport.abort()  # else the server itself would wait for it to take the rest
         finally:
             missed = tap.missed
             async with self._changing:
@@ -188,7 +197,10 @@ def filter_of(wanted: Request) -> Filter:
 
 
 def client_of(text: str | None) -> IPv4Network | IPv6Network | None:
+    """ValueError where it is none. A zone (`fe80::1%eth0`) means nothing here: links are not told apart."""
     try:
+        if text is not None and "%" in text:
+            raise ValueError("it has a zone")
         return None if text is None else ipaddress.ip_network(text)
     except ValueError as error:
         raise ValueError(f"client is {text}; must be an address or a prefix ({error})") from error

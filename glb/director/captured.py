@@ -48,7 +48,9 @@ def comment(table: str | None, packet: Captured) -> str:
     if packet.verdict == "too_big" and packet.sent is not None:
         words.append("answered")
     if table is not None:
-        words += [f"table={table}", f"row={packet.row}", f"hash={packet.hash:016x}"]
+        words.append(f"table={table}")
+    if table is not None and packet.verdict != "fragment":  # it has no ports that would tell its row
+        words += [f"row={packet.row}", f"hash={packet.hash:016x}"]
     if packet.verdict == "forward":
         words.append(f"hops={','.join(map(str, hops(packet)))}")
     words.append(f"engine={packet.engine}")

@@ -15,6 +15,7 @@ class Counts:
     verdicts: Counter[str] = field(default_factory=Counter)  # glb._fastpath.VERDICTS -> frames
     table_frames: Counter[str] = field(default_factory=Counter)  # table name -> frames forwarded
     table_bytes: Counter[str] = field(default_factory=Counter)  # table name -> bytes received of those
+    drops: Counter[tuple[str, str]] = field(default_factory=Counter)  # (table name, or "" for none; reason) -> frames
     backends: Counter[tuple[str, str]] = field(default_factory=Counter)  # (table name, address) -> frames as primary
     lost: Counter[str] = field(default_factory=Counter)
     answers: Counter[str] = field(default_factory=Counter)  # to packets that are too big: sent, limited
@@ -25,6 +26,7 @@ class Counts:
         self.verdicts.update(counted["verdicts"])
         self.table_frames.update({name: frames for name, (frames, _) in counted["tables"].items()})
         self.table_bytes.update({name: n_bytes for name, (_, n_bytes) in counted["tables"].items()})
+        self.drops.update(counted["drops"])
         self.backends.update(counted["backends"])
         self.answers.update(counted["answers"])
 
@@ -41,6 +43,7 @@ class Counts:
             Counter(self.verdicts),
             Counter(self.table_frames),
             Counter(self.table_bytes),
+            Counter(self.drops),
             Counter(self.backends),
             Counter(self.lost),
             Counter(self.answers),

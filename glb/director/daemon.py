@@ -197,7 +197,9 @@ class Director:
                 await self._next_hops.set_backends(published.backends())
                 await asyncio.to_thread(self._datapath.publish, published.forwarding)
             except GlbError as error:
-                self._prepared = None
+                if self._prepared is not None:
+                    self._prepared = None
+                    await self._next_hops.set_backends(self._published.backends())
                 failures = self.last_reload.failures + 1
                 good_at, took_s = self.last_reload.good_at, self.last_reload.took_s
                 self.last_reload = Reload(False, str(error), time.time(), good_at, failures, took_s)

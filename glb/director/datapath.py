@@ -112,7 +112,7 @@ class Datapath:
         return link
 
     def publish(self, forwarding: Forwarding) -> None:
-        """Replace what is forwarded by; no packet sees a mixture, and none is lost."""
+        """Replace what is forwarded by; no packet sees a mixture, none is lost. DeviceError: nothing is replaced."""
         assert self._object is not None
         # The bank that the generation in force does not name: nobody reads these slots yet.
         for i, fd in enumerate(forwarding.rows_memory.fds):
@@ -124,21 +124,41 @@ class Datapath:
         _bpf.zero_counts(counts, forwarding.bank * _MAX_BACKENDS, len(forwarding.counter_index()))
         if self._tap is not None:
             self._tap.follow(forwarding)
-        # The workers first: what the kernel hands over by a new bind must find it there.
-        for worker in self._workers:
-            worker.publish(forwarding)
         (generation,) = forwarding.generation_memory.fds
-        # The new tables are live in the kernel after this call, which also waits for the last packet by the old ones.
-        _bpf.update_map(self._object.map("glb_generations"), _FIRST, generation.to_bytes(4, "little"))
+        try:
+            # The workers first: what the kernel hands over by a new bind must find it there.
+            for worker in self._workers:
+                worker.publish(forwarding)
+            # The new tables are live in the kernel after this call, which waits for the last packet by the old ones.
+            _bpf.update_map(self._object.map("glb_generations"), _FIRST, generation.to_bytes(4, "little"))
+        except DeviceError:
+            self._take_back(forwarding)
+            raise
         self._counted = (self._sum(*self._counted), forwarding)
         self._current = forwarding
 
-    def open_tap(self, filter: Filter) -> Tap:
-        """Copy packets until `close_tap`; neither while `publish` runs."""
-        assert self._object is not None and self._link is not None and self._current is not None
+    def _take_back(self, refused: Forwarding) -> None:
+        """The workers forward by what is in force again, so that the memory of what was refused can be used."""
+        if self._current is None:
+            return
+        for worker in self._workers:
+            worker.publish(self._current)
+        before, current = self._counted
+        counted = before.copy()
+        counted.add(refused.counts())
+        self._counted = (counted, current)
+
+    def make_tap(self, filter: Filter) -> Tap:
+        """For `open_tap`; loads its program, which takes some 0.3 s."""
+        assert self._object is not None and self._link is not None
         plain = Program(self._object, "glb_director", self._link, self._options)
-        self._tap = Tap(filter, plain, _object_path("capture.bpf.o"), self._workers, self._current)
-        return self._tap
+        return Tap(filter, plain, _object_path("capture.bpf.o"), self._workers)
+
+    def open_tap(self, tap: Tap) -> None:
+        """Copy packets until `close_tap`; neither while `publish` runs."""
+        assert self._current is not None
+        tap.open(self._current)
+        self._tap = tap
 
     def close_tap(self) -> None:
         tap, self._tap = self._tap, None

@@ -9,7 +9,6 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from glb._fastpath import DROP_REASONS
 from glb.version import __version__
 
 if TYPE_CHECKING:
@@ -39,8 +38,12 @@ class DirectorCollector(Collector):
         for (table, backend), frames in sorted(counts.backends.items()):
             backends.add_metric([table, backend], frames)
         yield backends
-        drops = {reason: counts.verdicts.get(reason, 0) for reason in DROP_REASONS}
-        yield _counter("glb_director_drops", "Frames for a VIP dropped, by reason", ["reason"], drops)
+        drops = CounterMetricFamily(
+            "glb_director_drops", "Frames for a VIP dropped, by reason", labels=["table", "reason"]
+        )
+        for (table, reason), frames in sorted(counts.drops.items()):
+            drops.add_metric([table, reason], frames)
+        yield drops
         answers = {result: counts.answers.get(result, 0) for result in ("limited", "sent")}
         yield _counter("glb_director_too_big_answers", "ICMP answers to packets too big", ["result"], answers)
         yield _counter("glb_director_lost", "Frames that no worker could take, by reason", ["reason"], counts.lost)

@@ -119,6 +119,8 @@ class NextHops:
     async def _follow_once(self) -> None:
         dirty = asyncio.Event()
         routes_changed = True
+        clock = asyncio.get_running_loop().time
+        due_at = 0.0  # links are read and neighbours confirmed then, however much there is to hear of others
         async with AsyncIPRoute() as monitor, AsyncIPRoute() as ipr:
             await monitor.bind(groups=RTMGRP_LINK | RTMGRP_NEIGH | RTMGRP_IPV4_ROUTE)
 
@@ -134,23 +136,23 @@ class NextHops:
             try:
                 while True:
                     async with self._reading:
+                        is_due = routes_changed or clock() >= due_at
                         if routes_changed:
                             routes_changed = False
                             await self._read_routes(ipr)
+                        if is_due:
+                            # Nobody tells of what a driver takes from XDP programs.
                             await self._read_links(ipr)
-                            await self._read_neighbours(ipr)
+                        await self._read_neighbours(ipr)
+                        if is_due:
                             await self._confirm(ipr)
-                        else:
-                            await self._read_neighbours(ipr)
-                    try:
-                        await asyncio.wait_for(dirty.wait(), _RESOLVE_S if self._moving else _REFRESH_S)
+                            due_at = clock() + _REFRESH_S
+                    if self._moving:
+                        due_at = min(due_at, clock() + _RESOLVE_S)
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(dirty.wait(), max(0.0, due_at - clock()))
                         await asyncio.sleep(_SETTLE_S)
                         dirty.clear()
-                    except TimeoutError:
-                        # Nobody tells of what a driver takes from XDP programs.
-                        async with self._reading:
-                            await self._read_links(ipr)
-                            await self._confirm(ipr)
                     if listener.done():
                         listener.result()
             finally:

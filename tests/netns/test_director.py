@@ -255,7 +255,7 @@ def test_a_sender_of_packets_that_are_too_big_learns_what_fits(director: Directo
         sender.send(b"m" * (1500 - 36 - headers))
     assert listener.next()[1].inner.endswith(b"m" * 100)
     assert director.metric('glb_director_too_big_answers_total{result="sent"}') == 1
-    assert director.metric('glb_director_drops_total{reason="too_big"}') == 1
+    assert director.metric('glb_director_drops_total{reason="too_big",table="web"}') == 1
 
 
 @pytest.mark.parametrize(("size", "kind"), [(20, "tunnel packet"), (1472, "answer")])
@@ -363,7 +363,7 @@ def test_a_proxy_that_cannot_be_reached_is_said_and_counted(director: Director) 
     director.write_table("proxy1", backends=[{"ip": "192.0.2.77", "state": "active", "healthy": True}])
     director.start()
     send_udp(director.net["client"], VIP, 80)
-    eventually(lambda: director.metric('glb_director_drops_total{reason="no_next_hop"}') == 1)
+    eventually(lambda: director.metric('glb_director_drops_total{reason="no_next_hop",table="web"}') == 1)
     assert "no route" in director.status()["tables"][0]["backends"][0]["fault"]
     assert director.metric("glb_backend_reachable") == 0
 

@@ -7,11 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 from scapy.utils import RawPcapNgReader
-from test_director import SO_RCVBUFFORCE, VIP, VIP6, Director, Listener, port_of, send_udp
+from test_director import SO_RCVBUFFORCE, VIP, VIP6, Director, Listener, numbered_load, port_of, send_udp
 from test_director import director as director  # the fixture
 from test_director import pins as pins
 from topology import eventually
@@ -63,26 +60,6 @@ def program_of(director: Director) -> str:
     shown = director.host.run("ip", "-d", "-j", "link", "show", "eth0")
     number = json.loads(shown)[0]["xdp"]["prog"]["id"]
     return str(json.loads(subprocess.check_output(["bpftool", "-j", "prog", "show", "id", str(number)]))["name"])
-
-
-@contextmanager
-def load(director: Director) -> Iterator[list[int]]:
-    """UDP packets with numbers, without end; how many is in the list."""
-    sent, stop = [0], threading.Event()
-
-    def send() -> None:
-        with director.net["client"].inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-            while not stop.wait(0.0005):
-                sender.sendto(sent[0].to_bytes(4, "big"), (VIP, 80))
-                sent[0] += 1
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
-        yield sent
-    finally:
-        stop.set()
-        thread.join()
 
 
 def raw_frames(listener: Listener) -> list[bytes]:
@@ -162,7 +139,7 @@ def test_traffic_and_counters_do_not_notice_that_captures_come_and_go(director: 
     listener.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 26)
     director.start()
     assert program_of(director) == PLAIN
-    with load(director) as sent:
+    with numbered_load(director.net["client"]) as sent:
         for _ in range(2):
             capture = Capture(director, "--limit", "50")
             said = capture.end()
@@ -211,11 +188,11 @@ def test_a_director_killed_during_a_capture_starts_with_the_plain_program(direct
 
 
 def post(
-    director: Director, body: object, address: str = "127.0.0.1", kind: str = "application/json"
+    director: Director, body: object, address: str = "127.0.0.1", kind: str = "application/json", **more: str
 ) -> tuple[int, str]:
     """Status and text of a capture that is refused."""
     request = urllib.request.Request(
-        f"http://{address}:9523/capture", json.dumps(body).encode(), {"Content-Type": kind}
+        f"http://{address}:9523/capture", json.dumps(body).encode(), {"Content-Type": kind, **more}
     )
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(request, timeout=5)
@@ -231,6 +208,7 @@ def test_what_cannot_be_captured_is_refused_with_the_reason(director: Director) 
         refused: list[tuple[Any, int, str]] = [
             ({"table": "wob"}, 422, "there is no table wob; there are: web"),
             ({"client": "10.0.0.1/8"}, 400, "client is 10.0.0.1/8; must be an address or a prefix"),
+            ({"client": "fe80::1%eth0"}, 400, "client is fe80::1%eth0; must be an address or a prefix (it has a zone)"),
             ({"snaplen": 5}, 400, "snaplen is 5; must be 64 to 4000"),
             ({"sample": 0}, 400, "sample is 0; must be 1 to"),
             ({"tabel": "web"}, 400, "Object contains unknown field `tabel`"),
@@ -240,6 +218,7 @@ def test_what_cannot_be_captured_is_refused_with_the_reason(director: Director) 
             status, said = post(director, body)
             assert status == code and text in said
         assert post(director, {}, kind="text/plain") == (415, "the request must be application/json")
+        assert post(director, {}, Origin="http://rebound.example") == (403, "packets are not shown to web pages")
         capture = Capture(director, "--client", "198.51.100.0/24")
         status, said = post(director, {})
         assert status == 409 and said.startswith(

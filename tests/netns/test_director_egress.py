@@ -144,7 +144,7 @@ def test_what_fits_is_what_fits_the_other_interface_or_its_route(director: TwoNe
         assert sender.getsockopt(socket.IPPROTO_IP, IP_MTU) == 1400 - OVERHEAD
         sender.send(b"m" * (1400 - OVERHEAD - 28))
     assert listener.next()[1].inner.endswith(b"m" * 100)
-    assert director.metric('glb_director_drops_total{reason="too_big"}') == 1
+    assert director.metric('glb_director_drops_total{reason="too_big",table="web"}') == 1
 
 
 @pytest.mark.parametrize("tags", [1, 2])
@@ -214,7 +214,7 @@ def test_an_interface_that_vanishes_is_a_fault_and_one_that_comes_back_is_used(d
     eventually(lambda: "no route" in (director.backend()["fault"] or ""))
     assert director.backend()["interface"] is None
     send_udp(director.net["client"], VIP, 80)
-    eventually(lambda: director.metric('glb_director_drops_total{reason="no_next_hop"}') == 1)
+    eventually(lambda: director.metric('glb_director_drops_total{reason="no_next_hop",table="web"}') == 1)
     director.host.run("ip", "link", "add", "name", "other", "type", "bridge")  # takes a number, so eth1 gets another
     director.connect(mac="02:98:00:00:00:02")
     director.route("eth1")

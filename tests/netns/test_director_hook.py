@@ -55,6 +55,7 @@ def attached(folder: Path, host: Host, name: str, *, generic: bool) -> Iterator[
             False,
             "libxdp's dispatcher, for programs of others, and takes one only; `xdp-loader status eth0`",
         ),
+        ("glb_capturing", False, "a director's, and takes one only; end that director, or run `glb-director detach`"),
         (
             "glb_second_chance",
             False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -136,6 +137,19 @@ def test_table_sample_and_snap_length_are_the_kernels_too() -> None:
         assert (by_kernel.sent, by_kernel.sent_bytes) == (by_worker.sent, by_worker.sent_bytes)
     with both(forwarding, accelerate=True, sample=10) as programs:
         assert 20 < sum(len(programs.run(frame)[1]) for _ in range(600)) < 120
+
+
+def test_the_program_of_a_director_that_is_gone_captures_nothing() -> None:
+    with both(own.forwarding("plain", _bpf.SharedArrays), accelerate=True) as programs:
+        for frame in (bytes.fromhex(vector["input_hex"]) for vector in own.vectors("plain")):
+            if len(frame) < MINIMUM_BYTES:
+                continue
+            programs.wanted.want_until(time.monotonic_ns() - 10**9)  # its clock is a coarse one
+            result, by_kernel, _ = programs.run(frame)
+            assert by_kernel == []
+            programs.wanted.want_until(time.monotonic_ns() + 10**12)
+            _, by_kernel, _ = programs.run(frame)
+            assert by_kernel or not isinstance(result, bytes)
 
 
 def test_what_finds_the_kernels_buffer_full_is_counted() -> None:

@@ -171,7 +171,7 @@ def exposed(collector: Any) -> dict[str, tuple[str, set[str]]]:
 def director_metrics() -> dict[str, tuple[str, set[str]]]:
     counts = Counts()
     counts.table_frames["web"] = counts.table_bytes["web"] = counts.backends["web", "10.0.0.1"] = 1
-    counts.lost["no_socket"] = 1
+    counts.lost["no_socket"] = counts.drops["web", "too_big"] = 1
     backend = BackendStatus("10.0.0.1", "active", True, 1, "eth0", None)
     status = SimpleNamespace(tables=[TableStatus("web", "00", [backend])])
     director = SimpleNamespace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -14,6 +15,7 @@ from scene import BACKENDS, CLIENT, CLIENT6, OVERHEAD, VIP, VIP6, ethernet, forw
 from glb._capture import ANY_TABLE, Captured, Wanted, WorkerTap
 from glb._fastpath import Forwarding, PlainMemory
 from glb.director import captured
+from glb.director.tap import Names
 
 TCP4, TCP6 = ipv4() / TCP(sport=1234, dport=80), ipv6() / TCP(sport=1234, dport=80)
 ROUTER = "198.18.0.1"
@@ -97,7 +99,7 @@ def test_a_table_is_matched_by_its_index() -> None:
     ("packet", "plan", "text"),
     [
         (bytes(TCP4)[:50], {}, "drop truncated engine=cython"),
-        (ipv4(frag=100, proto=17) / Raw(bytes(20)), {"hash_fields": 5}, "drop fragment engine=cython"),
+        (ipv4(frag=100, proto=17) / Raw(bytes(20)), {"hash_fields": 5}, "drop fragment table=web engine=cython"),
         (
             ipv4() / ICMP(),
             {"forward_echo": False},
@@ -108,8 +110,8 @@ def test_a_table_is_matched_by_its_index() -> None:
 )
 def test_what_is_dropped_is_captured_with_the_reason(packet: Packet, plan: dict[str, object], text: str) -> None:
     (seen,) = taken(packet, plan=forwarding(**plan))  # type: ignore[arg-type]
-    assert captured.comment(None, seen) == text
-    assert (seen.received, seen.sent, seen.table) == (bytes(packet), None, None)
+    assert captured.comment(None if seen.table is None else "web", seen) == text
+    assert (seen.received, seen.sent) == (bytes(packet), None)
 
 
 def test_a_packet_that_is_too_big_is_captured_with_its_answer() -> None:
@@ -160,6 +162,26 @@ def test_what_finds_the_ring_full_is_counted_and_room_is_used_again() -> None:
         assert all(packet.received == frames[0] for packet in packets)
         got += len(packets)
     assert tap.missed > 0 and got + tap.missed == offered
+
+
+def test_nothing_is_captured_when_nobody_has_read_for_a_while() -> None:
+    wanted, plan = Wanted(PlainMemory), forwarding()
+    wanted.want_table(0, ANY_TABLE)
+    tap = WorkerTap(wanted)
+    for until_ns, n in ((time.monotonic_ns(), 0), (time.monotonic_ns() + 10**12, 1)):
+        wanted.want_until(until_ns)
+        tap.encapsulate(plan, plan.new_counters(), [bytes(TCP4)])
+        assert len(tap.take(10)) == n
+
+
+def test_a_packet_has_the_name_that_its_table_had_when_it_was_taken() -> None:
+    (packet,) = taken(TCP4)
+    names = Names()
+    for at_ns, bank, tables in ((0, 0, ["a"]), (10, 1, ["b", "a"]), (20, 0, ["c", "a"]), (40, 0, ["c", "a"])):
+        names.follow(bank, tables, at_ns)
+    expected = [(5, 0, 0, "a"), (15, 1, 0, "b"), (15, 1, 1, "a"), (25, 0, 0, "c"), (50, 0, 1, "a"), (50, 0, None, None)]
+    for at_ns, bank, table, name in expected:
+        assert names.of(packet._replace(at_ns=at_ns, bank=bank, table=table)) == name
 
 
 def test_out_of_range_is_refused() -> None:

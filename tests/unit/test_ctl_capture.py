@@ -152,6 +152,23 @@ def test_a_refusal_is_said_and_the_file_stays(tmp_path: Path, status: int, text:
     assert path.read_text() == "precious"
 
 
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        (pcapng.packet(2, 1, b"2", whole_bytes=1, direction="sent"), "a block of kind 6, for interface 2"),
+        (pcapng.statistics(7, 1, received=1, dropped=0), "a block of kind 5, for interface 7"),
+        (pcapng.section("again"), "a block of kind 168627466"),
+        (pcapng.interface("third", 64), "a block of kind 1, for interface"),
+    ],
+)
+def test_what_no_director_sends_is_its_fault_and_not_in_the_file(tmp_path: Path, block: bytes, said: str) -> None:
+    path = tmp_path / "out.pcapng"
+    with director(head("a") + packet(b"1") + block + packet(b"3")) as (url, _):
+        result = run("-w", path, "--director", url, "--seconds", 0)
+    assert result.exit_code == 1 and f"glbctl: {url}: sends no capture ({said}" in result.stderr
+    assert {name for name, frame in frames(path) if frame != b"1"} <= {"a sent"} and len(frames(path)) <= 2
+
+
 def test_nobody_there_is_said(tmp_path: Path) -> None:
     result = run("-w", tmp_path / "x", "--director", "http://127.0.0.1:1")
     assert result.exit_code == 1 and "http://127.0.0.1:1: Connection refused" in result.stderr

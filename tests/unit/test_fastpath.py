@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 from array import array
 from ipaddress import ip_network
@@ -14,7 +15,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
 from fuzz.mutations import mutated
-from glb._fastpath import Forwarding
+from glb._fastpath import DROP_REASONS, Forwarding
 from glb.errors import TableError
 from glb.table.binds import compile_binds
 from glb.table.config import Bind
@@ -135,6 +136,47 @@ def test_more_interfaces_than_entries_are_refused_and_change_nothing() -> None:
     plan.set_next_hop(backends[255], GATEWAY, 1500, (7, bytes([2, 0, 0, 0, 0, 6]), True))
     _, sent = plan.encapsulate([bytes(ipv4() / TCP(dport=80))], plan.new_counters())[0]
     assert sent is not None and sent[6:12] == bytes([2, 0, 0, 0, 0, 6])
+
+
+def test_an_interface_that_was_left_just_now_is_the_last_to_be_forgotten() -> None:
+    """A batch under way may still send by it."""
+    plan = forwarding()
+    egresses = [(i + 1, bytes([2, 0, 0, 0, 7, i]), True) for i in range(3)]
+    for backend, egress in zip(BACKENDS[:2], egresses, strict=False):
+        plan.set_next_hop(backend, GATEWAY, 1500, egress)
+    plan.set_next_hop(BACKENDS[0], GATEWAY, 1500, egresses[0])  # said again: there already
+    plan.set_next_hop(BACKENDS[1], None)
+    plan.set_next_hop(BACKENDS[2], GATEWAY, 1500, egresses[2])
+    entries = ctypes.string_at(plan.generation_memory.address, 1 << 14)  # what a generation begins with
+    assert [mac in entries for _, mac, _ in egresses] == [True, True, True]
+
+
+def test_drops_are_counted_by_table_where_they_have_one() -> None:
+    web = [Bind(ip_network(VIP), 6, 80, 80), Bind(ip_network(VIP), 17, 53, 53)]
+    api = [Bind(ip_network(VIP), 6, 81, 81)]
+    tables = [(name, bytes(16), array("H", [i, 0xFFFF]), 2, BACKENDS, False) for i, name in enumerate(("web", "api"))]
+    plan = Forwarding(tables, compile_binds([web, api]), source_ip=bytes(4), hash_fields=1 | 4)
+    plan.set_next_hop(BACKENDS[1], GATEWAY, 1000)
+    packets = [
+        ipv4() / TCP(dport=80),
+        ipv4() / TCP(dport=81) / Raw(bytes(1000)),
+        ipv4(frag=9, proto=17) / Raw(bytes(32)),
+        ipv4(frag=9, proto=6) / Raw(bytes(32)),
+        ipv4() / TCP(dport=80),
+        ipv4(len=900) / TCP(dport=80),
+        ipv4() / TCP(dport=81),
+    ]
+    for packet in packets:
+        run(plan, packet)
+    drops = plan.counts()["drops"]
+    assert {key: n for key, n in drops.items() if n} == {
+        ("web", "no_next_hop"): 2,
+        ("api", "too_big"): 1,
+        ("web", "fragment"): 1,
+        ("", "fragment"): 1,
+        ("", "truncated"): 1,
+    }
+    assert sum(drops.values()) == sum(plan.counts()["verdicts"][reason] for reason in DROP_REASONS)
 
 
 def test_later_fragment_follows_where_addresses_alone_decide() -> None:

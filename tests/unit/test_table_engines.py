@@ -109,6 +109,9 @@ def test_backends_that_join_and_leave_come_to_the_order_of_those_that_are_left(c
             assert list(whole.heads[start : start + len(known)]) == known
         kinds = bytes(chance.choice([_rendezvous.KIND_USABLE, _rendezvous.KIND_LIVE]) for _ in addresses)
         assert changed.derive(kinds, 2, 2, False) == whole.derive(kinds, 2, 2, False)
+        twice = [*addresses, chance.choice(addresses)]
+        assert changed.with_backends(twice, at_most=count) is None
+        assert Order(SEED, twice, _N_ROWS, changed.keep).with_backends(addresses, at_most=count) is None
         order = changed
 
 
