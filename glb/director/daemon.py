@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from pyroute2.netlink.exceptions import NetlinkError
+
 from glb import admin, pin, systemd
 from glb.director.announce import AnnounceDevice
 from glb.director.capture import Captures
@@ -196,10 +198,11 @@ class Director:
                 self._prepared = published
                 await self._next_hops.set_backends(published.backends())
                 await asyncio.to_thread(self._datapath.publish, published.forwarding)
-            except GlbError as error:
+            except (GlbError, OSError, NetlinkError) as error:
                 if self._prepared is not None:
                     self._prepared = None
-                    await self._next_hops.set_backends(self._published.backends())
+                    with contextlib.suppress(OSError, NetlinkError):  # `follow` asks the kernel again anyway
+                        await self._next_hops.set_backends(self._published.backends())
                 failures = self.last_reload.failures + 1
                 good_at, took_s = self.last_reload.good_at, self.last_reload.took_s
                 self.last_reload = Reload(False, str(error), time.time(), good_at, failures, took_s)

@@ -115,3 +115,21 @@ def test_the_next_hops_of_the_tables_in_force_are_followed_again(refuse: list[An
     assert not director.last_reload.ok and "ENOMEM" in str(director.last_reload.error)
     assert followed == [(new.backends(), new), (old.backends(), None)]
     assert workers[0].forwarding is old.forwarding
+
+
+def test_next_hops_that_cannot_be_asked_for_do_not_end_the_director(refuse: list[Any]) -> None:
+    director = daemon.Director(Config(interface="eth0", store="/none"), "test")
+    path, workers = made()
+    old = SimpleNamespace(forwarding=forwarding(memory=Memory), backends=lambda: [IPv4Address(BACKENDS[0])])
+    new = SimpleNamespace(forwarding=forwarding(memory=Memory, bank=1), backends=lambda: [IPv4Address(BACKENDS[1])])
+    path.publish(old.forwarding)
+
+    async def set_backends(backends: list[IPv4Address]) -> None:
+        raise OSError("no more sockets")
+
+    vars(director).update(
+        _datapath=path, _published=old, _next_hops=SimpleNamespace(set_backends=set_backends), _load=lambda: new
+    )
+    asyncio.run(director.reload())
+    assert not director.last_reload.ok and "no more sockets" in str(director.last_reload.error)
+    assert workers[0].forwarding is old.forwarding
