@@ -295,7 +295,6 @@ class XdpEngine:
             "by_host": self._program.count(COUNT_BY_HOST),
             "cookies_judged": self._program.count(COUNT_COOKIES_JUDGED),
             "verdict_errors": 0,
-            "overruns": 0,
             "syn_cookies_in_use": self._cookies_in_use(),
         }
 
