@@ -278,15 +278,14 @@ class Agent:
 
     async def _put_in_force(self, new: AgentConfig) -> None:
         """All of it, or nothing: one of REFUSALS. A VIP is on lo before it is accepted, and for as long as it is."""
-        old, guard = self._config, self._guard
+        old = self._config
         try:
             await self._apply_vips({*old.vips, *new.vips})
             await self._adopt(await self._guard_of(new))
             await self._apply_vips(new.vips)
         except REFUSALS:
             try:
-                if self._guard is not guard:
-                    await self._adopt(await self._guard_of(old))
+                await self._adopt(await self._guard_of(old))  # whatever the engine has taken over of the new one
                 await self._apply_vips(old.vips)
             except REFUSALS as error:
                 log.error("the old configuration could not be restored whole: reload again, or restart: %s", error)

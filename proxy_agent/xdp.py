@@ -233,6 +233,7 @@ class XdpEngine:
 
     async def _follow_namespaces(self) -> None:
         """They come and go with containers, and a new one of the same name has another id."""
+        refusal = ""
         while True:
             await asyncio.sleep(NAMESPACES_EVERY_S)
             guard = self._guard
@@ -243,8 +244,11 @@ class XdpEngine:
                     continue
                 await self.adopt(guard)
             except (DeviceError, OSError, NetlinkError) as error:
-                log.error("socket_namespaces: not looked at, to be tried again soon: %s", error)
+                if str(error) != refusal:
+                    log.error("socket_namespaces: not looked at, to be tried again until it works: %s", error)
+                refusal = str(error)
             else:
+                refusal = ""
                 log.info("socket_namespaces: %s", ", ".join(self._namespaces) or "none is there")
 
     def settle(self) -> None:
