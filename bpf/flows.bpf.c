@@ -16,8 +16,6 @@
 #define NULL ((void *)0)
 #define AF_INET 2
 #define FIN_WAIT2 5
-/* ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING: something may still be delivered */
-#define LIVE_STATES (1 << 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11)
 #define MAX_CHAIN 65536
 #define ATTEMPTS 64 /* to read one chain; two in a row that fail are rare */
 #define GROUP 8 /* buckets that are read at once: a cache line of heads */
@@ -132,7 +130,7 @@ static long visit(__u32 index, void *nothing)
     }
     walk.node = FIELD(__u64, common, skc_nulls_node);
     __u8 state = FIELD(__u8, common, skc_state);
-    if (!(LIVE_STATES & 1 << (state & 31)))
+    if (!(GLB_LIVE_STATES & 1 << (state & 31)))
         return 0;
     if (state == FIN_WAIT2 && !BPF_CORE_READ((struct sock *)socket, sk_socket))
         return 0; /* no process can read what still comes */

@@ -7,6 +7,8 @@
 
 #define GLB_WALK_NAMESPACES 17 /* the agent's own, and GLB_MAX_NAMESPACES others */
 #define GLB_WALK_SOCKETS 16384 /* of one call; no bucket holds nearly as many */
+/* ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING: something may still be delivered */
+#define GLB_LIVE_STATES (1 << 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11)
 
 struct glb_socket {
     __u8 local[16]; /* local address, wire order: IPv6, or IPv4 in the first 4 bytes */

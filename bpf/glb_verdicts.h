@@ -8,8 +8,8 @@
 #include <linux/types.h>
 
 #define GLB_MAX_NAMESPACES 16       /* network namespaces, besides the interface's own, whose sockets are looked up */
-#define GLB_MAX_VIPS 4096           /* prefixes */
-#define GLB_MAX_SOURCES 16384       /* prefixes */
+#define GLB_MAX_VIPS 4096           /* prefixes of one address family in the agent's configuration */
+#define GLB_MAX_SOURCES 16384       /* prefixes in the agent's configuration */
 #define GLB_MAX_OWN_ADDRESSES 16384
 #define GLB_MAX_COOKIES 65536       /* flows that are remembered after a SYN cookie; the oldest is forgotten */
 #define GLB_COOKIE_MS 2000          /* for how long */

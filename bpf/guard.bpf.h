@@ -26,7 +26,7 @@ struct {
 struct {
     __uint(type, BPF_MAP_TYPE_LPM_TRIE);
     __uint(map_flags, BPF_F_NO_PREALLOC);
-    __uint(max_entries, GLB_MAX_SOURCES);
+    __uint(max_entries, 2 * GLB_MAX_SOURCES); /* at a reload, the old and the new */
     __type(key, struct glb_prefix4);
     __type(value, __u8);
 } glb_sources SEC(".maps"); /* allowed_sources; 0.0.0.0/0 where any source is */
@@ -34,7 +34,7 @@ struct {
 struct {
     __uint(type, BPF_MAP_TYPE_LPM_TRIE);
     __uint(map_flags, BPF_F_NO_PREALLOC);
-    __uint(max_entries, GLB_MAX_VIPS);
+    __uint(max_entries, 2 * GLB_MAX_VIPS); /* at a reload, the old and the new */
     __type(key, struct glb_prefix4);
     __type(value, __u8);
 } glb_vips4 SEC(".maps");
@@ -42,7 +42,7 @@ struct {
 struct {
     __uint(type, BPF_MAP_TYPE_LPM_TRIE);
     __uint(map_flags, BPF_F_NO_PREALLOC);
-    __uint(max_entries, GLB_MAX_VIPS);
+    __uint(max_entries, 2 * GLB_MAX_VIPS); /* at a reload, the old and the new */
     __type(key, struct glb_prefix6);
     __type(value, __u8);
 } glb_vips6 SEC(".maps");

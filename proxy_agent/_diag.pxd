@@ -67,7 +67,6 @@ cdef extern from "<linux/netlink.h>" nogil:
         NLM_F_REQUEST
         NLM_F_ACK
         NLM_F_DUMP
-        NLM_F_DUMP_INTR
         NLMSG_ERROR
         NLMSG_DONE
         SOL_NETLINK

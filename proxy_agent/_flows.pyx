@@ -11,6 +11,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from glb._libbpf cimport bpf_prog_test_run_opts, bpf_test_run_opts
 from glb._wire cimport load_be16, load_be32
 from proxy_agent._addresses cimport fill_set, free_set
 from proxy_agent._diag cimport *
@@ -22,6 +23,7 @@ cdef extern from "glb_flows.h" nogil:
     enum:
         GLB_WALK_NAMESPACES
         GLB_WALK_SOCKETS
+        GLB_LIVE_STATES
     struct glb_socket:
         uint8_t local[16]
         uint16_t port
@@ -34,11 +36,6 @@ cdef extern from "glb_flows.h" nogil:
         uint32_t n_namespaces
         uint32_t namespaces[GLB_WALK_NAMESPACES]
         glb_socket sockets[GLB_WALK_SOCKETS]
-
-cdef extern from "bpf/bpf.h" nogil:
-    struct bpf_test_run_opts:
-        size_t sz
-    int bpf_prog_test_run_opts(int program_fd, bpf_test_run_opts* opts)
 
 cdef extern from "<sys/mman.h>" nogil:
     enum:
@@ -60,8 +57,6 @@ cdef enum:
     MAX_BINDS = 3072       # of SLOTS, so that a search soon finds a free one
     PORT_SET_BYTES = 8192  # a bit for each port
     DUMP_BYTES = 262144
-    # ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING
-    LIVE_STATES = (1 << 1) | (1 << 4) | (1 << 5) | (1 << 8) | (1 << 9) | (1 << 11)
     LISTEN_STATE = 1 << 10
 
 MAX_NAMESPACES = GLB_WALK_NAMESPACES
@@ -73,6 +68,7 @@ cdef struct Bind:
     uint32_t entry    # index of its VIP in the configuration
     uint16_t port     # host order
     bint used
+    bint listens      # a socket listens at it, on the VIP
 
 
 cdef struct Count:
@@ -118,6 +114,7 @@ cdef inline int family_of(const uint8_t** local, int family) noexcept nogil:
 
 cdef inline void note_listener(Count* count, const uint8_t* local, int family, uint16_t port) noexcept nogil:
     cdef long entry
+    cdef Bind* bind
     cdef bint any_address
     family = family_of(&local, family)
     any_address = load_be32(local) == 0 if family == 4 else load_be64(local) == 0 and load_be64(local + 8) == 0
@@ -128,8 +125,9 @@ cdef inline void note_listener(Count* count, const uint8_t* local, int family, u
             count.any6[port >> 3] |= 1 << (port & 7)
         return
     entry = find_address(&count.vips, local, family)
-    if entry >= 0:
-        bind_of(count, entry, port, True)
+    bind = bind_of(count, entry, port, True) if entry >= 0 else NULL
+    if bind != NULL:
+        bind.listens = True
 
 
 cdef inline void note_flow(Count* count, const uint8_t* local, int family, uint16_t port) noexcept nogil:
@@ -182,9 +180,16 @@ cdef class Tally:
         return [self.count.by_vip[i] for i in range(len(self.vips))]
 
     def binds(self):
-        """(index of its VIP, port, live flows) of each port that counts apart."""
-        return [(self.count.slots[i].entry, self.count.slots[i].port, self.count.slots[i].flows)
-                for i in range(SLOTS) if self.count.slots[i].used]
+        """(index of its VIP, port, live flows, whether a socket listens at it) of each port that counts apart."""
+        cdef Bind* bind
+        cdef const uint8_t* everywhere
+        found = []
+        for i in range(SLOTS):
+            bind = &self.count.slots[i]
+            if bind.used:
+                everywhere = &self.count.any4[0] if self.vips[bind.entry].version == 4 else &self.count.any6[0]
+                found.append((bind.entry, bind.port, bind.flows, bind.listens or is_set(everywhere, bind.port)))
+        return found
 
 
 # -- walked by the eBPF program ----------------------------------------------------------------------------------------
@@ -316,7 +321,7 @@ cdef class Diag:
 
     def flows(self, Tally tally not None):
         """Count the live flows, at 2 us for each TCP socket of the host. DeviceError if the kernel refuses."""
-        self._dump(tally, LIVE_STATES)
+        self._dump(tally, GLB_LIVE_STATES)
 
     cdef _dump(self, Tally tally, uint32_t states):
         cdef int error = 0

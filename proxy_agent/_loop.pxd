@@ -54,7 +54,6 @@ cdef struct Loop:
     uint64_t recalled                  # decided from memory, without a look-up
     uint64_t cookies_judged            # segments to a listener that might have answered a SYN cookie
     uint64_t verdict_errors            # the kernel refused a verdict
-    uint64_t overruns                  # the netlink socket lost packets
     uint32_t last_source[N_REASONS]    # outer source of the last packet dropped for a reason, host order
     uint8_t* buffers                   # MAX_BATCH * RECEIVE_BYTES
     mmsghdr messages[MAX_BATCH]
@@ -216,9 +215,7 @@ cdef inline int serve(Loop* loop, const Guard* guard, Memory* memory) noexcept n
                 if loop.interrupted:
                     return 0
                 poll(waits, 2, IDLE_MS)
-            elif errno == ENOBUFS:
-                loop.overruns += 1
-            elif errno != EINTR:
+            elif errno != ENOBUFS and errno != EINTR:  # the kernel counts what the socket lost (socket_full)
                 return -errno
             continue
         n = 0

@@ -384,12 +384,11 @@ cdef class Engine:
         return str(ipaddress.IPv4Address(address)) if address else None
 
     def internals(self):
-        """Counters of the loop itself: look_ups, recalled, cookies_judged, verdict_errors, overruns; whether SYN cookies are in use."""
+        """Counters of the loop itself: look_ups, recalled, cookies_judged, verdict_errors; whether SYN cookies are in use."""
         return {
             "look_ups": self.loop.look_ups,
             "recalled": self.loop.recalled,
             "cookies_judged": self.loop.cookies_judged,
             "verdict_errors": self.loop.verdict_errors,
-            "overruns": self.loop.overruns,
             "syn_cookies_in_use": bool(self.loop.cookies),
         }

@@ -28,6 +28,8 @@ log = logging.getLogger("glb-proxy-agent")
 
 SIOCGIFMTU = 0x8921  # <linux/sockios.h>
 WITHIN_S = 30.0  # another program may hold the lock of the iptables tools for a while
+TOO_LATE = f"not done within {WITHIN_S:g} s"
+RETRY_S, RETRY_AT_MOST_S = 30.0, 960.0  # what was refused; doubled each time, since a try takes half a second of a CPU
 
 Wanted = tuple[int, tuple[str, ...]]  # MSS, VIPs; nothing to clamp: (0, ())
 
@@ -67,40 +69,46 @@ class Clamp:
                 await self._change(config.interface, due, wanted, changes)
 
     async def _change(self, interface: str, due: list[int], wanted: dict[int, Wanted], changes: Changes) -> None:
-        for family in due:
-            self._wanted[family] = wanted[family]
-            changes.note_clamp(family)
-        errors = await asyncio.gather(*(_run(interface, family, *wanted[family]) for family in due))
         before = self.problem
+        errors = await asyncio.gather(*(_try(interface, family, wanted[family], changes) for family in due))
         for family, error in zip(due, errors, strict=True):
             self._problems.pop(family, None)
             if error:
+                # The rules are replaced whole or not at all: what was in force still is. The next `apply` tries again.
                 self._problems[family] = error
-            elif not wanted[family][0]:
-                changes.forget_clamp(family)
-            self.in_force[family] = 0 if error else wanted[family][0]
+                self._wanted[family] = None
+            else:
+                self._wanted[family] = wanted[family]
+                self.in_force[family] = wanted[family][0]
         clamped = [f"{value} ({FAMILIES[family]})" for family, value in self.in_force.items() if value]
-        log.info("MSS of SYN+ACKs from the VIPs: %s", f"at most {', '.join(clamped)}" if clamped else "not clamped")
+        text = f"at most {', '.join(clamped)}" if clamped else "not clamped"
+        if not all(errors):
+            log.info("MSS of SYN+ACKs from the VIPs: %s", text)
         if self.problem and self.problem != before:
-            log.warning("the MSS of SYN+ACKs is NOT clamped: %s", self.problem)
+            log.warning("the MSS of SYN+ACKs is NOT clamped as it should be (now %s): %s", text, self.problem)
 
 
 def remove(interface: str, changes: Changes) -> list[str]:
-    """Take out the rules that agents of this interface left. What was done, one phrase each; DeviceError."""
-    done = []
+    """Take out the rules that agents of this interface left. What was done, one phrase each; DeviceError, after both
+    families were tried."""
+    done, problems = [], []
     for family in changes.clamped:
-        ended = subprocess.run(
-            _command(interface, family, 0, ()),
-            env=own_environment(),
-            capture_output=True,
-            text=True,
-            timeout=WITHIN_S,
-            check=False,
-        )
-        if ended.returncode:
-            raise DeviceError(f"MSS rules of {FAMILIES[family]}: {ended.stderr.strip()}")
+        command = _command(interface, family, 0, ())
+        try:
+            ended = subprocess.run(command, env=own_environment(), capture_output=True, timeout=WITHIN_S, check=False)
+            error = _error(ended.returncode, ended.stderr)
+        except subprocess.TimeoutExpired:
+            error = TOO_LATE
+        except OSError as refusal:
+            error = _no_process(refusal)
+        if error:
+            problems.append(f"{FAMILIES[family]}: {error}")
+            continue
         changes.forget_clamp(family)
         done.append(f"MSS clamp of {FAMILIES[family]} removed")
+    if problems:
+        chain = tcpmss.chain_name(interface)
+        raise DeviceError(f"the MSS rules stay, chain {chain} of table mangle: {'; '.join(problems)}")
     return done
 
 
@@ -126,20 +134,45 @@ def _texts(networks: Iterable[Network], family: int) -> tuple[str, ...]:
     return tuple(vips.text(network) for network in networks if network.version == family)
 
 
+async def _try(interface: str, family: int, wanted: Wanted, changes: Changes) -> str | None:
+    """Change the rules and the record of them. Why it did not work, or None."""
+    mss, texts = wanted
+    try:
+        changes.note_clamp(family)
+        error = await _run(interface, family, mss, texts)
+        if not error and not mss:
+            changes.forget_clamp(family)
+    except DeviceError as refusal:
+        return str(refusal)
+    return error
+
+
 async def _run(interface: str, family: int, mss: int, texts: tuple[str, ...]) -> str | None:
     """Why it did not work, or None."""
-    process = await asyncio.create_subprocess_exec(
-        *_command(interface, family, mss, texts), env=own_environment(), stderr=asyncio.subprocess.PIPE
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *_command(interface, family, mss, texts), env=own_environment(), stderr=asyncio.subprocess.PIPE
+        )
+    except OSError as refusal:
+        return _no_process(refusal)
     try:
         _, said = await asyncio.wait_for(process.communicate(), WITHIN_S)
     except TimeoutError:
         process.kill()
         await process.wait()
-        return f"not done within {WITHIN_S:g} s"
+        return TOO_LATE
+    assert process.returncode is not None
+    return _error(process.returncode, said)
+
+
+def _error(code: int, said: bytes) -> str | None:
     last_line = said.decode(errors="replace").strip().rpartition("\n")[2]
-    return (last_line or f"exit code {process.returncode}") if process.returncode else None
+    return (last_line or f"exit code {code}") if code else None
+
+
+def _no_process(refusal: OSError) -> str:
+    return f"no process for it: {refusal.strerror}"
 
 
 def _command(interface: str, family: int, mss: int, texts: tuple[str, ...]) -> list[str]:
-    return [sys.executable, "-m", tcpmss.__name__, interface, str(family), str(mss), *texts]
+    return [sys.executable, "-P", "-m", tcpmss.__name__, interface, str(family), str(mss), *texts]

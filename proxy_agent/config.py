@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,9 @@ MAX_INTERFACE_BYTES = 15  # IFNAMSIZ less its final zero
 DEFAULT_QUEUE = 19523
 DEFAULT_STATE_DIR = "/run/glb-proxy-agent"
 DEFAULT_PIN_DIR = "/sys/fs/bpf/glb-proxy-agent"
-MAX_NAMESPACES = 16  # GLB_MAX_NAMESPACES of bpf/glb_verdicts.h
+MAX_NAMESPACES = 16  # this and the next two: GLB_MAX_... of bpf/glb_verdicts.h
+MAX_VIPS = 4096  # of one address family
+MAX_SOURCES = 16384
 ENGINES = ("auto", "xdp", "netfilter")
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
@@ -245,6 +248,13 @@ def _network(text: str, path: str, problems: list[Problem]) -> Network | None:
 
 def _vips(texts: list[str], problems: list[Problem]) -> tuple[Network, ...]:
     networks: list[Network] = []
+    if len(texts) > MAX_VIPS:  # before the search for overlaps, which takes the square of the number
+        found: Counter[int] = Counter(network.version for text in texts if (network := _network(text, "", [])))
+        many = [name for version, name in FAMILIES.items() if found[version] > MAX_VIPS]
+        for name in many:
+            problems.append(Problem("$.vips", f"at most {MAX_VIPS} of {name}; prefixes cover more"))
+        if many:
+            return ()
     for i, text in enumerate(texts):
         path = f"$.vips[{i}]"
         network = _network(text, path, problems)
@@ -266,6 +276,8 @@ def _sources(texts: list[str] | None, problems: list[Problem]) -> tuple[Network,
         problems.append(
             Problem("$.allowed_sources", "is empty, so nothing could ever arrive; leave it out to allow any source")
         )
+    if len(texts) > MAX_SOURCES:
+        problems.append(Problem("$.allowed_sources", f"at most {MAX_SOURCES}; prefixes cover more"))
     found = [_network(text, f"$.allowed_sources[{i}]", problems) for i, text in enumerate(texts)]
     return tuple(network for network in found if network is not None)
 

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
+from pyroute2.netlink.exceptions import NetlinkError
+
 from glb import admin, systemd
 from glb.errors import ConfigError, DeviceError, GlbError, Problem
 from proxy_agent import clamp, netfilter, vips, xdp
@@ -37,6 +39,8 @@ RELOADABLE = ("vips", "allowed_sources", "socket_namespaces", "mss", "hops")
 DROP_CHECK_S = 5.0
 DROP_LOG_INTERVAL_S = 60.0  # one line per reason
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR = 0x1, 0x10  # <linux/rtnetlink.h>
+FOLLOW_AGAIN_S = 10.0  # after the host's state could not be taken over
+REFUSALS = (GlbError, OSError, NetlinkError)  # what the host, or a file, may have against a change
 
 
 def run(path: Path) -> None:
@@ -65,6 +69,7 @@ class Agent:
         self._warden = Warden(config.state_dir, config.interface, lock_fd)
         self._clamp = Clamp()
         self._engine: Engine | None = None
+        self._guard: Guard | None = None  # that the engine judges by
         self._flows: FlowCounter | None = None
         self._reload_failures = 0
         self._loaded_at = time.time()
@@ -122,7 +127,9 @@ class Agent:
         self._watch_host(stack)
         clamping = asyncio.create_task(self._clamp.apply(config, self._changes))  # half a second for two processes
         try:
-            await engine.start(stack, await self._guard())
+            guard = await self._guard_of(config)
+            await engine.start(stack, guard)
+            self._guard = guard
         finally:
             await clamping
         await self._adopt_addresses()  # those that came while it started
@@ -143,8 +150,8 @@ class Agent:
         stack.push_async_callback(server.cleanup)
         log.info("admin on %s", config.admin)
 
-        watcher = asyncio.create_task(self._log_drops())
-        stack.callback(watcher.cancel)
+        for work in (self._log_drops(), self._retry_clamp()):
+            stack.callback(asyncio.create_task(work).cancel)
 
     # -- engine --------------------------------------------------------------------------------------------------------
 
@@ -184,11 +191,15 @@ class Agent:
 
     # -- settings ------------------------------------------------------------------------------------------------------
 
-    async def _guard(self) -> Guard:
-        """By the configuration in force and the addresses that the host has now."""
+    async def _guard_of(self, config: AgentConfig) -> Guard:
+        """By a configuration and the addresses that the host has now."""
         own = await asyncio.to_thread(vips.own_ipv4_addresses)
-        config = self._config
         return Guard(config.vips, config.allowed_sources, tuple(own), config.socket_namespaces)
+
+    async def _adopt(self, guard: Guard) -> None:
+        if self._engine is not None and self._engine.judging:
+            await self._engine.adopt(guard)
+            self._guard = guard
 
     async def _apply_vips(self, wanted: Iterable[config_file.Network]) -> None:
         if not self._config.vips_on_lo:
@@ -197,9 +208,10 @@ class Agent:
             log.info("%s", phrase)
 
     async def _adopt_addresses(self) -> None:
-        """The configuration or the host's addresses have changed."""
-        if self._engine is not None and self._engine.judging:
-            await self._engine.adopt(await self._guard())
+        """A link or an address of the host has changed, most often not of those that packets are checked against."""
+        guard = await self._guard_of(self._config)
+        if guard != self._guard:
+            await self._adopt(guard)
 
     def _watch_host(self, stack: contextlib.AsyncExitStack) -> None:
         """An address of this host is no hop to bounce to, and the MSS follows from a link's MTU: notice changes."""
@@ -215,18 +227,33 @@ class Agent:
                     events.recv(65536)
             changed.set()
 
-        async def follow() -> None:
-            while True:
-                await changed.wait()
-                changed.clear()
+        loop.add_reader(events.fileno(), drain)
+        stack.callback(loop.remove_reader, events.fileno())
+        task = asyncio.create_task(self._follow_host(changed))
+        stack.callback(task.cancel)
+
+    async def _follow_host(self, changed: asyncio.Event) -> None:
+        while True:
+            await changed.wait()
+            changed.clear()
+            try:
                 async with self._reloading:
                     await self._adopt_addresses()
                     await self._clamp.apply(self._config, self._changes)
+            except Exception as error:  # whatever it is: this has to go on for as long as packets are judged
+                log.error("the host's addresses may have changed, to be read again soon: %s", error)
+                await asyncio.sleep(FOLLOW_AGAIN_S)
+                changed.set()
 
-        loop.add_reader(events.fileno(), drain)
-        stack.callback(loop.remove_reader, events.fileno())
-        task = asyncio.create_task(follow())
-        stack.callback(task.cancel)
+    async def _retry_clamp(self) -> None:
+        """What the host refused: somebody may have let go of the lock, or loaded a module."""
+        wait_s = clamp.RETRY_S
+        while True:
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, clamp.RETRY_AT_MOST_S) if self._clamp.problem else clamp.RETRY_S
+            if self._clamp.problem:
+                async with self._reloading:
+                    await self._clamp.apply(self._config, self._changes)
 
     async def _reload(self) -> None:
         """Read the file again: new VIPs and sources from now on, or the old ones and an error in the log."""
@@ -235,13 +262,8 @@ class Agent:
             try:
                 new = await asyncio.to_thread(config_file.load, self._path)
                 self._refuse_other_changes(new)
-                # A VIP comes to lo before it is accepted, and is no longer accepted when it leaves.
-                await self._apply_vips({*self._config.vips, *new.vips})
-                self._config = new
-                await self._clamp.apply(new, self._changes, again=True)
-                await self._adopt_addresses()
-                await self._apply_vips(new.vips)
-            except GlbError as error:
+                await self._put_in_force(new)
+            except REFUSALS as error:
                 self._reload_failures += 1
                 log.error("reload refused, the old configuration stays in force: %s", error)
             else:
@@ -249,7 +271,26 @@ class Agent:
                 log.info("reloaded: %d VIPs", len(new.vips))
                 for warning in new.warnings():
                     log.warning("%s", warning)
-            systemd.notify("READY=1")
+                # Last: it may wait for a lock that another program holds.
+                await self._clamp.apply(new, self._changes, again=True)
+            finally:
+                systemd.notify("READY=1")
+
+    async def _put_in_force(self, new: AgentConfig) -> None:
+        """All of it, or nothing: one of REFUSALS. A VIP is on lo before it is accepted, and for as long as it is."""
+        old = self._config
+        try:
+            await self._apply_vips({*old.vips, *new.vips})
+            await self._adopt(await self._guard_of(new))
+            await self._apply_vips(new.vips)
+        except REFUSALS:
+            try:
+                await self._adopt(await self._guard_of(old))  # whatever the engine has taken over of the new one
+                await self._apply_vips(old.vips)
+            except REFUSALS as error:
+                log.error("the old configuration could not be restored whole: reload again, or restart: %s", error)
+            raise
+        self._config = new
 
     def _refuse_other_changes(self, new: AgentConfig) -> None:
         names = [f.name for f in fields(AgentConfig) if f.name not in RELOADABLE]

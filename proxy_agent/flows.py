@@ -6,12 +6,15 @@ LAST_ACK, CLOSING), or FIN_WAIT2 while a process holds the socket. TIME_WAIT and
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 from glb._bpf import BpfObject
 from glb.errors import DeviceError
@@ -19,9 +22,13 @@ from proxy_agent._flows import Diag, Tally, Walk, enter_namespace
 from proxy_agent.config import Network, namespace_path
 from proxy_agent.vips import text
 
+log = logging.getLogger("glb-proxy-agent")
+
 PROGRAM = "glb_list_flows"
 MEMORY = ".bss"  # libbpf's map of the program's variables
 OWN_NAMESPACE = "/proc/thread-self/ns/net"
+SYSCTLS = Path("/proc/sys/net/ipv4")  # of the calling thread's network namespace
+TOLD_FOR_S = 600.0  # a bind without flows and listener: whoever watches a drain gets to see its 0
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,13 @@ class FlowCount:
     problems: tuple[str, ...] = ()  # what was not counted, and why
 
 
+class _Namespace(NamedTuple):
+    """Another network namespace that has been entered."""
+
+    diag: Diag
+    table: int
+
+
 def object_path() -> Path:
     return Path(str(files("glb"))) / "bpf_objects" / "flows.bpf.o"
 
@@ -55,8 +69,10 @@ class FlowCounter:
         self.refusal: str | None = None  # why flows are counted by inet_diag, which takes longer
         self._lock = threading.Lock()
         self._own = Diag()
-        self._elsewhere: dict[int, Diag | str] = {}  # by inode of the network namespace; or why it cannot be asked
-        self._known: set[tuple[Network, int]] = set()  # binds: a server that leaves stops listening first
+        self._table = socket_table()
+        self._elsewhere: dict[int, _Namespace | str] = {}  # by inode; or why it cannot be asked
+        # Binds, and when each last had a listener or flows: a server that leaves stops listening first.
+        self._known: dict[tuple[Network, int], float] = {}
         self._object: BpfObject | None = None
         self._walk: Walk | None = None
         try:
@@ -80,46 +96,74 @@ class FlowCounter:
             problems: list[str] = []
             elsewhere = self._open(namespaces, problems)
             index = {vip: i for i, vip in enumerate(vips)}
-            self._known = {(vip, port) for vip, port in self._known if vip in index}
+            now = time.monotonic()
+            self._known = {
+                (vip, port): last
+                for (vip, port), last in self._known.items()
+                if vip in index and now - last < TOLD_FOR_S
+            }
             known = [(index[vip], port) for vip, port in self._known]
-            asked = [self._own, *(diag for diag in elsewhere.values() if isinstance(diag, Diag))]
-            try:
-                tally = self._tally(Tally(vips, known), asked, elsewhere)
-            except DeviceError as error:
-                if self._walk is None:
-                    raise
-                self._walk, self.refusal = None, str(error)
-                tally = self._tally(Tally(vips, known), asked, elsewhere)
-            for inode, diag_or_reason in elsewhere.items():
-                if isinstance(diag_or_reason, str):
-                    what = "flows are not counted" if self._walk is None else "its listeners are not known"
-                    problems.append(f"network namespace {inode}: {what}: {diag_or_reason}")
-            return self._result(tally, problems)
+            tally = self._walked(Tally(vips, known), elsewhere) or self._dumped(Tally(vips, known), elsewhere)
+            for inode, found in elsewhere.items():
+                if isinstance(found, str):
+                    problems.append(f"network namespace {inode}: {self._not_counted()}: {found}")
+            return self._result(tally, problems, now)
 
-    def _tally(self, tally: Tally, asked: Iterable[Diag], elsewhere: Iterable[int]) -> Tally:
-        for diag in asked:
-            diag.listeners(tally)
-        if self._walk is not None:
-            self._walk.flows(tally, [os.stat(OWN_NAMESPACE).st_ino, *elsewhere])
-        else:
-            for diag in asked:
-                diag.flows(tally)
+    def _walked(self, tally: Tally, elsewhere: dict[int, _Namespace | str]) -> Tally | None:
+        """The flows of our table of sockets walked, those of other tables dumped; None, from now on, if it fails."""
+        if self._walk is None:
+            return None
+        self._listeners(tally, elsewhere)
+        apart = {i for i, found in elsewhere.items() if isinstance(found, _Namespace) and found.table != self._table}
+        try:
+            self._walk.flows(tally, [os.stat(OWN_NAMESPACE).st_ino, *(elsewhere.keys() - apart)])
+        except DeviceError as error:
+            self._walk, self.refusal = None, str(error)
+            log.warning("flows are counted by inet_diag from now on, 2 us for each socket of the host: %s", error)
+            return None
+        self._dump(tally, {inode: elsewhere[inode] for inode in apart})
         return tally
 
-    def _result(self, tally: Tally, problems: list[str]) -> FlowCount:
+    def _dumped(self, tally: Tally, elsewhere: dict[int, _Namespace | str]) -> Tally:
+        self._listeners(tally, elsewhere)
+        self._own.flows(tally)
+        self._dump(tally, elsewhere)
+        return tally
+
+    def _listeners(self, tally: Tally, elsewhere: dict[int, _Namespace | str]) -> None:
+        self._own.listeners(tally)
+        for found in elsewhere.values():
+            if isinstance(found, _Namespace):
+                found.diag.listeners(tally)
+
+    def _dump(self, tally: Tally, elsewhere: dict[int, _Namespace | str]) -> None:
+        for found in elsewhere.values():
+            if isinstance(found, _Namespace):
+                found.diag.flows(tally)
+
+    def _not_counted(self) -> str:
+        """What is left out of a network namespace that cannot be entered."""
+        if self._walk is None:
+            return "flows are not counted"
+        if _sysctl("tcp_child_ehash_entries"):
+            return "its listeners are not known, and its flows only if it has no table of sockets of its own"
+        return "its listeners are not known"
+
+    def _result(self, tally: Tally, problems: list[str], now: float) -> FlowCount:
         rest = tally.by_vip()
         binds = []
-        for entry, port, flows in sorted(tally.binds()):
+        for entry, port, flows, listens in sorted(tally.binds()):
             rest[entry] -= flows
             binds.append(BindFlows(text(tally.vips[entry]), port, flows))
-            self._known.add((tally.vips[entry], port))
+            if flows or listens:
+                self._known[tally.vips[entry], port] = now
         binds += [BindFlows(text(vip), None, left) for vip, left in zip(tally.vips, rest, strict=True) if left]
         by_vip = dict(zip(map(text, tally.vips), tally.by_vip(), strict=True))
         return FlowCount(by_vip, tuple(binds), "inet_diag" if self._walk is None else "bpf", tuple(problems))
 
-    def _open(self, names: Iterable[str], problems: list[str]) -> dict[int, Diag | str]:
+    def _open(self, names: Iterable[str], problems: list[str]) -> dict[int, _Namespace | str]:
         """The other network namespaces that are there, by inode."""
-        found: dict[int, Diag | str] = {}
+        found: dict[int, _Namespace | str] = {}
         own = os.stat(OWN_NAMESPACE).st_ino
         for name in names:
             try:
@@ -137,16 +181,32 @@ class FlowCounter:
         return found
 
 
-def _diag_of(fd: int) -> Diag | str:
+def socket_table() -> int:
+    """Which table of TCP sockets the calling thread's network namespace has: 0, the machine's, or one of its own."""
+    # Negative: no table of its own. The sysctl beside it is in the machine's first network namespace alone.
+    if _sysctl("tcp_ehash_entries") <= 0 or (SYSCTLS / "tcp_max_orphans").exists():
+        return 0
+    return os.stat(OWN_NAMESPACE).st_ino
+
+
+def _sysctl(name: str) -> int:
+    """0 where there is none: before Linux 6.1 all namespaces share one table."""
+    try:
+        return int((SYSCTLS / name).read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _diag_of(fd: int) -> _Namespace | str:
     """Ask in a network namespace: opened by a thread that goes there and ends. Why it cannot be, else."""
-    opened: list[Diag | str] = []
+    opened: list[_Namespace | str] = []
 
     def enter() -> None:
         try:
             enter_namespace(fd)
-            opened.append(Diag())
+            opened.append(_Namespace(Diag(), socket_table()))
         except (OSError, DeviceError) as error:
-            opened.append(f"{error}; that needs CAP_SYS_ADMIN")
+            opened.append(f"{error}; that needs CAP_SYS_ADMIN, and a unit without RestrictNamespaces")
 
     thread = threading.Thread(target=enter)
     thread.start()

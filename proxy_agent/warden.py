@@ -45,6 +45,7 @@ class Warden:
     async def start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",  # no module of the directory that the agent was started in
             "-m",
             "proxy_agent.warden",
             *self._arguments,

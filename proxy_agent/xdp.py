@@ -21,6 +21,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from glb import _bpf, hook, pin
+from glb.errors import DeviceError
 from proxy_agent.changes import ENGINE, Changes
 from proxy_agent.config import MAX_NAMESPACES, AgentConfig, Network, namespace_path
 from proxy_agent.decide import BY_NAME, REASONS
@@ -96,11 +97,12 @@ class Program:
     def __init__(self, constants: bytes) -> None:
         self._object = _bpf.BpfObject(object_path(), constants)
         self.fd = self._object.program(PROGRAM)
-        self._in_maps: dict[str, set[bytes]] = {}
+        self._in_maps: dict[str, set[bytes]] = {}  # keys by map, as written and removed one by one
         self._current = 0
 
     def adopt(self, guard: Guard, namespaces: Sequence[int] = ()) -> None:
-        """Judge by this: what is new enters before what is old leaves, so no packet finds neither.
+        """Judge by this: what is new enters before what is old leaves, so no packet finds neither. DeviceError: by
+        what it was before.
 
         Before the first call no address is this host's, and no packet ours.
         """
@@ -111,18 +113,33 @@ class Program:
             "glb_vips6": {prefix_key(vip) for vip in guard.vips if vip.version == 6},
             "glb_own_addresses": {ip_address(address).packed for address in guard.own_addresses},
         }
+        before = {name: set(keys) for name, keys in self._in_maps.items()}
+        try:
+            self._enter(wanted)
+            # The entry that is not in force: the last packet that read it was judged long ago.
+            other = 1 - self._current
+            current = other.to_bytes(4, "little")
+            _bpf.update_map(self._object.map("glb_agent_settings"), current, settings(guard, namespaces))
+            _bpf.update_map(self._object.map("glb_agent_current"), bytes(4), current)
+        except Exception:
+            self._leave(before)
+            raise
+        self._current = other
+        self._leave(wanted)
+
+    def _enter(self, wanted: dict[str, set[bytes]]) -> None:
         for name, keys in wanted.items():
-            for key in keys - self._in_maps.get(name, set()):
+            present = self._in_maps.setdefault(name, set())
+            for key in keys - present:
                 _bpf.update_map(self._object.map(name), key, _PRESENT)
-        # The entry that is not in force: the last packet that read it was judged long ago.
-        self._current = 1 - self._current
-        current = self._current.to_bytes(4, "little")
-        _bpf.update_map(self._object.map("glb_agent_settings"), current, settings(guard, namespaces))
-        _bpf.update_map(self._object.map("glb_agent_current"), bytes(4), current)
-        for name, keys in wanted.items():
-            for key in self._in_maps.get(name, set()) - keys:
+                present.add(key)
+
+    def _leave(self, wanted: dict[str, set[bytes]]) -> None:
+        """Remove what is not wanted."""
+        for name, present in self._in_maps.items():
+            for key in present - wanted.get(name, set()):
                 _bpf.delete_from_map(self._object.map(name), key)
-        self._in_maps = wanted
+                present.remove(key)
 
     def count(self, index: int) -> int:
         return _bpf.sum_per_cpu(self._object.map("glb_counters"), index)
@@ -216,13 +233,22 @@ class XdpEngine:
 
     async def _follow_namespaces(self) -> None:
         """They come and go with containers, and a new one of the same name has another id."""
+        refusal = ""
         while True:
             await asyncio.sleep(NAMESPACES_EVERY_S)
             guard = self._guard
             if guard is None or not guard.socket_namespaces:
                 continue
-            if await asyncio.to_thread(namespace_ids, guard.socket_namespaces) != self._namespaces:
+            try:
+                if await asyncio.to_thread(namespace_ids, guard.socket_namespaces) == self._namespaces:
+                    continue
                 await self.adopt(guard)
+            except (DeviceError, OSError, NetlinkError) as error:
+                if str(error) != refusal:
+                    log.error("socket_namespaces: not looked at, to be tried again until it works: %s", error)
+                refusal = str(error)
+            else:
+                refusal = ""
                 log.info("socket_namespaces: %s", ", ".join(self._namespaces) or "none is there")
 
     def settle(self) -> None:
@@ -273,7 +299,6 @@ class XdpEngine:
             "by_host": self._program.count(COUNT_BY_HOST),
             "cookies_judged": self._program.count(COUNT_COOKIES_JUDGED),
             "verdict_errors": 0,
-            "overruns": 0,
             "syn_cookies_in_use": self._cookies_in_use(),
         }
 

@@ -160,7 +160,8 @@ def _explanations(verdicts: dict[Link, str]) -> Iterable[str]:
         elif verdict == NO_ANSWER:
             yield (
                 f"{way}: nothing that should have bounced there was answered: is {link.via} in the allowed_sources of "
-                f"{link.to}, and does {link.via} forward UDP to the tunnel port?"
+                f"{link.to}, does {link.via} forward UDP to the tunnel port, and does no firewall at {link.to} "
+                "drop TCP segments of unknown flows, or their resets?"
             )
         elif verdict == TOO_SMALL:
             yield f"{way}: carries {link.path_mtu} bytes, {link.needed} are needed: raise its MTU, or clamp the MSS"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from glb.ctl.links import Link
 from glb.ctl.probe_socket import ProbeSocket, own_address
 from glb.ctl.wait import progress_shown
+from glb.errors import DeviceError
 
 if TYPE_CHECKING:
     from glb.table.fields import Address
@@ -81,8 +82,12 @@ class Probing:
     def _send(self, link: Link, size: int) -> bool:
         key = next(self._keys) & 0xFFFFFFFF
         self._sent[key] = link, size
-        outer = self._source(link.first)
-        inner = outer if link.vip.version == 4 else self._source(link.vip)
+        try:
+            outer = self._source(link.first)
+            inner = outer if link.vip.version == 4 else self._source(link.vip)
+        except DeviceError as error:  # this link has no answer; others may
+            link.refusal = str(error)
+            return False
         assert isinstance(outer, IPv4Address)
         refusal = self._sockets.send(link.packet(outer, inner, key, size, self._gue_port))
         link.refusal = refusal or link.refusal

@@ -25,11 +25,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 import agent_corpus as corpus
 import agent_packets as p
 from agent_corpus import Numbers
-from agent_packets import ACK, FIN, SYN
+from agent_packets import ACK, FIN, RST, SYN
 
 DEVICE = "client"
 WITHIN_S = 10.0
 SO_BINDTODEVICE = 25
+RENEWED_AFTER_S = 20.0  # of the 60 that TIME_WAIT lasts; the test that follows has the rest
 # State -> what `ss` calls it; "": there is no socket.
 SHOWN = {
     "none": "",
@@ -85,6 +86,8 @@ class Sockets:
         self.host = host
         self.numbers: dict[tuple[str, int], Numbers] = {}
         self._stack = stack
+        self._brought_at: dict[tuple[str, int], float] = {}
+        host.sysctl("net/ipv4/tcp_synack_retries", 15)  # SYN_RECV lasts 20 minutes, instead of one
         for address in (p.VIP4, p.ME):
             host.run("ip", "addr", "replace", f"{address}/32", "dev", "lo")
         host.run("ip", "addr", "replace", f"{p.VIP6}/128", "dev", "lo")
@@ -114,8 +117,20 @@ class Sockets:
         listener.settimeout(WITHIN_S)
         return listener
 
+    def renew(self) -> None:
+        """Flows whose state would end by itself are as young as they need to be; their numbers are others then."""
+        for (name, family), brought_at in list(self._brought_at.items()):
+            at = corpus.SITUATIONS[name]
+            if at.state == "time_wait" and time.monotonic() - brought_at > RENEWED_AFTER_S:
+                numbers = self.numbers[name, family]
+                after_the_fin = Numbers(numbers.seq + 1, numbers.ack)
+                self.client.say(family, at.port, corpus.client_port(name), RST, after_the_fin)
+                eventually(lambda name=name, family=family: self.state(name, family) == "")
+                self._bring(name, family)
+
     def _bring(self, name: str, family: int) -> None:
         """A flow into its situation, with what the client says and what it leaves out."""
+        self._brought_at[name, family] = time.monotonic()
         at = corpus.SITUATIONS[name]
         port = corpus.client_port(name)
         if name == "syn-cookie":

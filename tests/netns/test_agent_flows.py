@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -12,12 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from glb.errors import DeviceError
+from proxy_agent import flows
 from proxy_agent.flows import BindFlows, FlowCount, FlowCounter
 from tests.netns.agents import VIP4, VIP6, Agent
 from tests.netns.topology import NETNS_DIR, Host, Switch, eventually
 
 pytestmark = [pytest.mark.netns, pytest.mark.bpf]
 
+CHURN_TURNS = 50
 VIPS = (ip_network(VIP4), ip_network(VIP6))
 
 
@@ -157,15 +162,105 @@ def test_sockets_of_other_namespaces_count_when_listed(net: Switch, count: Count
                 assert counted.problems == ("nowhere: No such file or directory",)
 
 
+@pytest.fixture
+def apart(net: Switch) -> Iterator[Host]:
+    """A network namespace with a table of sockets of its own, made from the proxy's, and with no network but itself."""
+    parent = net["proxy1"]
+    parent.sysctl("net/ipv4/tcp_child_ehash_entries", 256)
+    host = Host("apart", f"{parent.namespace}-apart", 79)
+    with parent.inside():
+        subprocess.run(["ip", "netns", "add", host.namespace], check=True)
+    try:
+        host.run("ip", "link", "set", "lo", "up")
+        host.run("ip", "addr", "add", f"{VIP4}/32", "dev", "lo")
+        assert host.sysctl("net/ipv4/tcp_ehash_entries") == "256"
+        yield host
+    finally:
+        subprocess.run(["ip", "netns", "del", host.namespace], check=True)
+
+
+def connect_within(host: Host, server: Server, times: int) -> None:
+    """From an address that is no VIP."""
+    with host.inside():
+        for _ in range(times):
+            address = (VIP4, server.port)
+            server.theirs.append(socket.create_connection(address, source_address=("127.0.0.1", 0), timeout=10))
+            server.ours.append(server.listener.accept()[0])
+
+
+def test_sockets_of_a_namespace_with_a_table_of_its_own_count_as_well(
+    net: Switch, count: Counting, apart: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(Server(net["proxy1"], VIP4, 80)) as here, closing(Server(apart, VIP4, 8080)) as there:
+        here.connect(net["client"], VIP4, 2)
+        connect_within(apart, there, 3)
+        both = {(VIP4, 80): 2, (VIP4, 8080): 3}
+        assert bind_flows(count(namespaces=(apart.namespace, net["container"].namespace))) == both
+        # The other way round: the agent is where the small table is.
+        inner = Counting(apart, None if count.counter.refusal is None else Path(os.devnull))
+        with closing(inner.counter):
+            assert bind_flows(inner(namespaces=(net["proxy1"].namespace,))) == both
+
+        def refuse(fd: int) -> None:
+            raise PermissionError(1, "not allowed")
+
+        count()  # forgets the namespace
+        monkeypatch.setattr(flows, "enter_namespace", refuse)
+        (problem,) = count(namespaces=(apart.namespace,)).problems
+        assert ("only if it has no table" if count.counter.refusal is None else "flows are not counted") in problem
+        assert "RestrictNamespaces" in problem
+
+
+def test_bind_that_nobody_needs_any_more_is_forgotten(
+    net: Switch, count: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(Server(net["proxy1"], VIP4, 80)) as stays, closing(Server(net["proxy1"], "0.0.0.0", 81)) as leaves:
+        for server in (stays, leaves):
+            server.connect(net["client"], VIP4)
+        assert bind_flows(count()) == {(VIP4, 80): 1, (VIP4, 81): 1}
+        leaves.close()
+        eventually(lambda: bind_flows(count()) == {(VIP4, 80): 1, (VIP4, 81): 0})
+        monkeypatch.setattr(flows, "TOLD_FOR_S", 0.0)
+        assert bind_flows(count()) == {(VIP4, 80): 1}
+
+
+def test_walk_that_fails_is_given_up_with_a_line_in_the_log_and_for_nothing_else(
+    net: Switch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Refusing:
+        def flows(self, *arguments: object) -> None:
+            raise DeviceError("the walk does not run")
+
+        def listeners(self, *arguments: object) -> None:
+            raise DeviceError("no listeners today")
+
+    count = Counting(net["proxy1"], None)
+    with closing(count.counter), closing(Server(net["proxy1"], VIP4, 80)) as server:
+        server.connect(net["client"], VIP4)
+        own = count.counter._own
+        count.counter._own = Refusing()  # type: ignore[assignment]
+        with pytest.raises(DeviceError, match="no listeners today"):
+            count()
+        count.counter._own = own
+        assert count().counted_by == "bpf"
+        assert caplog.text == ""
+        count.counter._walk = Refusing()  # type: ignore[assignment]
+        counted = count()
+        assert (counted.counted_by, bind_flows(counted)) == ("inet_diag", {(VIP4, 80): 1})
+        assert "counted by inet_diag from now on" in caplog.text
+
+
 def test_flows_that_stay_are_always_counted_while_others_come_and_go(net: Switch, count: Counting) -> None:
     """The walk takes no lock: whatever moves under its feet, it misses nobody."""
     stay, rounds = 100, 60
     with closing(Server(net["proxy1"], VIP4, 80)) as server, closing(Server(net["proxy1"], VIP4, 81)) as churned:
         server.connect(net["client"], VIP4, stay)
-        over = threading.Event()
+        over, enough, turns = threading.Event(), threading.Event(), itertools.count(1)
 
         def churn() -> None:
             while not over.is_set():
+                if next(turns) == CHURN_TURNS:
+                    enough.set()
                 churned.connect(net["client"], VIP4)
                 for each in (churned.theirs.pop(), churned.ours.pop()):
                     each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # leaves at once
@@ -175,6 +270,9 @@ def test_flows_that_stay_are_always_counted_while_others_come_and_go(net: Switch
         thread.start()
         try:
             assert {bind_flows(count())[VIP4, 80] for _ in range(rounds)} == {stay}
+            while not enough.is_set():
+                assert thread.is_alive()
+                assert bind_flows(count())[VIP4, 80] == stay
         finally:
             over.set()
             thread.join()

@@ -243,6 +243,18 @@ def test_reload_changes_vips_and_a_bad_file_changes_nothing(net: Switch, agent: 
         director.close()
 
 
+def test_reload_that_the_host_refuses_changes_nothing(agent: Agent) -> None:
+    agent.write_config(vips=[VIP4])
+    agent.start()
+    agent.host.sysctl("net/ipv6/conf/lo/disable_ipv6", 1)
+    agent.reload(vips=["198.51.100.7", VIP6])
+    assert "reload refused, the old configuration stays in force: cannot add VIP" in agent.log()
+    assert vips_on_lo(agent) == {VIP4}
+    assert agent.status()["vips"] == [VIP4]
+    agent.reload(vips=["198.51.100.7"])
+    assert vips_on_lo(agent) == {"198.51.100.7"}
+
+
 def test_flow_survives_an_agent_that_is_killed_and_started_again(net: Switch, agent: Agent) -> None:
     agent.start()
     net["client"].run("ip", "route", "add", f"{VIP4}/32", "via", net["director"].ipv4)

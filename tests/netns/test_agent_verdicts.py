@@ -49,6 +49,7 @@ BOUNCES_WITHIN_S = 5.0
 HURRY_S = 0.05  # where the engines are known to differ, one may send nothing
 REMEMBERED_S = 1.5  # the netfilter engine's memory is 2 s
 VIPS = tuple(ip_network(vip) for vip in (p.VIP4, p.VIP6))
+ATTEMPTS = 20  # to have a few verdicts in that time, on a busy machine
 _PORTS = itertools.count(6000)
 
 
@@ -136,6 +137,7 @@ def numbers_of(proxy: Proxy, situation: str, family: int) -> corpus.Numbers | No
 @pytest.mark.parametrize("situation", corpus.SITUATIONS)
 def test_corpus_gets_its_verdicts_from_both_engines(proxies: list[Proxy], situation: str) -> None:
     for proxy in proxies:
+        proxy.sockets.renew()
         for family in corpus.SITUATIONS[situation].families:
             cases = list(corpus.cases(situation, family, numbers_of(proxy, situation, family)))
             reasons = Counter(case.reason for case in cases)
@@ -159,6 +161,7 @@ def assert_same(packets: Sequence[bytes], cases: Sequence[corpus.Case], what: st
 def test_engines_agree_on_each_packet_of_the_corpus(proxies: list[Proxy], situation: str) -> None:
     """Packet by packet, reason by reason: the program by BPF_PROG_TEST_RUN, the decision with real questions."""
     proxy = proxies[0]
+    proxy.sockets.renew()
     with proxy.host.inside(), closing(syncookie.Program(0)) as cookies:
         # A test run's frames come in by the loopback interface.
         pair = Pair(Guard(VIPS, None, corpus.OWN), SocketTable(0), cookies.is_valid)
@@ -186,6 +189,7 @@ def test_sockets_of_another_namespace_give_the_program_the_same_verdicts() -> No
 
             pair = Pair(Guard(VIPS, None, corpus.OWN), sockets, is_valid, [number])
             for name, situation in corpus.SITUATIONS.items():
+                standing.renew()
                 for family in situation.families:
                     for case in corpus.cases(name, family, standing.numbers.get((name, family))):
                         verdict = pair.compare(case.packet)
@@ -311,8 +315,7 @@ def test_flow_that_has_just_ended_is_remembered_by_one_engine_as_documented(prox
 
 def _after_the_end(proxy: Proxy, family: int) -> dict[str, str]:
     """What is done with packets of a flow that has ended, less than 2 seconds after one of its packets was accepted."""
-    while True:
-        source_port = next(_PORTS)
+    for source_port in itertools.islice(_PORTS, ATTEMPTS):
         with proxy.host.inside():
             numbers, end = proxy.sockets.connect(family, 80, source_port)
         packets = {}
@@ -327,3 +330,4 @@ def _after_the_end(proxy: Proxy, family: int) -> dict[str, str]:
             (done[kind],) = proxy.judge([packet], 0, hurry=True).counted
         if time.monotonic() - began < REMEMBERED_S:  # else the machine was too busy to say
             return done
+    raise AssertionError(f"no {len(ENDED)} verdicts within {REMEMBERED_S} s, in {ATTEMPTS} attempts")

@@ -9,12 +9,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
 from glb import _bpf
+from glb.errors import DeviceError
+from proxy_agent import xdp
+from proxy_agent.config import MAX_VIPS
+from proxy_agent.engine import Guard
 from tests.netns.agents import VIP4, VIP6, Agent, Client, Director, NamedServer, fleet
 from tests.netns.test_agent_life import (
     ARP_SYSCTLS,
@@ -344,3 +349,23 @@ def test_second_agent_and_detach_are_refused_while_one_runs(agent: Agent) -> Non
     with pytest.raises(AssertionError, match="runs for eth0"):
         agent.host.run(sys.executable, "-m", "proxy_agent.cli", "detach", "--config", str(agent.config_path))
     assert program(agent.host)
+
+
+def test_guard_that_the_maps_have_no_room_for_leaves_nothing_and_one_of_full_size_replaces_another() -> None:
+    me = ("10.0.0.1",)
+    first = int(ip_address("10.0.0.0"))
+    prefixes = [ip_network((first + 256 * i, 24)) for i in range(2 * MAX_VIPS + 1)]
+    program = xdp.Program(xdp.options(19523, 0, by_redirect=False))
+
+    def accepted() -> list[bool]:
+        vips = program._object.map("glb_vips4")
+        return [_bpf.lookup_map(vips, xdp.prefix_key(prefix), 1) is not None for prefix in prefixes]
+
+    with closing(program):
+        for n_first in (0, MAX_VIPS):
+            program.adopt(Guard(tuple(prefixes[n_first : n_first + MAX_VIPS]), None, me))
+            before = accepted()
+            assert sum(before) == MAX_VIPS
+            with pytest.raises(DeviceError, match="updating a map"):
+                program.adopt(Guard(tuple(prefixes), None, me))
+            assert accepted() == before

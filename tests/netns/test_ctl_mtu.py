@@ -197,3 +197,28 @@ def test_own_interface_that_is_too_small_is_named(site: Site) -> None:
     assert found.exit_code == 3
     assert {link["path_mtu"] for way, link in found.links.items() if way[0] is None} == {1500}
     assert "larger than the MTU of this host's own interface" in found.said
+
+
+@ONE_ENGINE
+def test_vip_that_this_host_has_no_route_to_is_told_of_by_its_links(site: Site) -> None:
+    """Answers to IPv6 packets need a source that the VIP's proxies reach."""
+    site.net["director"].run("ip", "-6", "route", "flush", f"{VIP6}/128")
+    one = site.agents["proxy1"].host.ipv4
+    found = check(site, vip=VIP6)
+    assert found.exit_code == 1
+    assert found.links[None, one]["verdict"] == "no answer"
+    assert f"this host -> {one}: this host did not send: no route to {VIP6}" in found.said
+
+
+@ONE_ENGINE
+def test_firewall_that_drops_segments_of_unknown_flows_is_among_the_reasons(site: Site) -> None:
+    one, two, _ = (agent.host.ipv4 for agent in site.agents.values())
+    rule = ("INPUT", "-p", "tcp", "-m", "conntrack", "--ctstate", "NEW,INVALID", "-j", "DROP")
+    proxy2 = site.agents["proxy2"].host
+    proxy2.run("iptables-legacy", "-I", *rule)
+    try:
+        found = check(site)
+    finally:
+        proxy2.run("iptables-legacy", "-D", *rule)
+    assert {way for way, link in found.links.items() if link["verdict"] == "no answer"} == {(one, two)}
+    assert f"does no firewall at {two} drop TCP segments of unknown flows" in found.said

@@ -186,7 +186,7 @@ def director_metrics() -> dict[str, tuple[str, set[str]]]:
 
 
 def agent_metrics() -> dict[str, tuple[str, set[str]]]:
-    names = ("look_ups", "recalled", "cookies_judged", "by_host", "verdict_errors", "overruns", "syn_cookies_in_use")
+    names = ("look_ups", "recalled", "cookies_judged", "by_host", "verdict_errors", "syn_cookies_in_use")
     internals = dict.fromkeys(names, 0)
     counters = {reason.name: 0 for reason in REASONS}
     binds = (BindFlows("203.0.113.10", 443, 0),)

@@ -59,6 +59,7 @@ MAY_IMPORT = {
         "glb.wire",
         "glb._bpf",
         "glb._fastpath",
+        "glb._libbpf",
         "glb._siphash",
         "glb._wire",
         "glb.errors",

@@ -207,3 +207,13 @@ def test_faults_of_the_mss_are_named() -> None:
         "$.mss.v6: unknown key; known are ipv4, ipv6",
     ]
     assert problems(hops=0) == ["$.hops: Expected `int` >= 1"]
+
+
+def test_what_the_programs_maps_have_no_room_for_is_refused() -> None:
+    four = [f"10.{i >> 8}.{i & 255}.1" for i in range(4097)]
+    assert problems(vips=four) == ["$.vips: at most 4096 of ipv4; prefixes cover more"]
+    six = [f"2001:db8::{i:x}" for i in range(1, 4098)]
+    assert problems(vips=["192.0.2.1", *six]) == ["$.vips: at most 4096 of ipv6; prefixes cover more"]
+    sources = [f"10.{i >> 8}.{i & 255}.0/24" for i in range(16385)]
+    assert problems(allowed_sources=sources) == ["$.allowed_sources: at most 16384; prefixes cover more"]
+    assert len(parsed(allowed_sources=sources[1:]).allowed_sources or ()) == 16384

@@ -62,7 +62,6 @@ def test_every_metric_is_listed() -> None:
         "recalled": 0,
         "cookies_judged": 0,
         "verdict_errors": 0,
-        "overruns": 0,
         "syn_cookies_in_use": 0,
         "by_host": 0,
     }

@@ -6,7 +6,7 @@ import re
 from ipaddress import ip_network
 from pathlib import Path
 
-from proxy_agent import syncookie, xdp
+from proxy_agent import config, syncookie, xdp
 from proxy_agent.decide import REASONS
 from proxy_agent.engine import Guard
 
@@ -36,7 +36,8 @@ def test_structures_have_the_size_that_the_header_asserts() -> None:
     guard = Guard((ip_network("192.0.2.0/24"), ip_network("2001:db8::/32")), None, ("10.0.0.1",))
     assert len(xdp.settings(guard, [1, 2])) == int(sizes["glb_agent_settings"])
     defined = dict(re.findall(r"^#define GLB_(MAX_\w+) (\d+)", HEADER, re.MULTILINE))
-    assert int(defined["MAX_NAMESPACES"]) == xdp.MAX_NAMESPACES
+    for name in ("MAX_NAMESPACES", "MAX_VIPS", "MAX_SOURCES"):
+        assert int(defined[name]) == getattr(config, name)
     assert re.search(rf"#define GLB_SHORT_LIST {xdp.SHORT_LIST}\b", HEADER)
 
 
