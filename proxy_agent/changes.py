@@ -8,16 +8,15 @@ network namespace of one boot; a file of another one is not ours to undo and sta
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from glb.errors import DeviceError
+from glb.lock import lock_within
 
 SO_NETNS_COOKIE = 71  # <asm-generic/socket.h>; a number that no other namespace of this boot ever had
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -172,19 +171,12 @@ def sole_agent(state_dir: Path, interface: str) -> Iterator[int]:
     except OSError as error:
         raise DeviceError(f"cannot open {path}: {error.strerror}; state_dir must be writable") from None
     try:
-        deadline = time.monotonic() + LOCK_TIMEOUT_S
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
-                    raise DeviceError(
-                        f"an agent (process {holder or '?'}) runs for {interface} with state_dir {state_dir}: "
-                        "stop it first, or give each network namespace a state_dir of its own"
-                    ) from None
-                time.sleep(0.05)
+        if not lock_within(fd, LOCK_TIMEOUT_S):
+            holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
+            raise DeviceError(
+                f"an agent (process {holder or '?'}) runs for {interface} with state_dir {state_dir}: "
+                "stop it first, or give each network namespace a state_dir of its own"
+            )
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield fd

@@ -7,9 +7,7 @@ network namespace they were opened in: one namespace per process.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from glb.errors import DeviceError
+from glb.lock import lock_within
 
 LOCK_FILE = "/run/xtables.lock"  # the one that iptables itself takes
 LOCK_TIMEOUT_S = 10.0
@@ -112,15 +111,8 @@ def locked() -> Iterator[None]:
     except OSError as error:
         raise DeviceError(f"cannot open {path}: {error.strerror}; rules are changed as root") from None
     try:
-        deadline = time.monotonic() + LOCK_TIMEOUT_S
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise DeviceError(f"another program has held {path} for {LOCK_TIMEOUT_S:g} s") from None
-                time.sleep(0.02)
+        if not lock_within(fd, LOCK_TIMEOUT_S):
+            raise DeviceError(f"another program has held {path} for {LOCK_TIMEOUT_S:g} s")
         yield
     finally:
         os.close(fd)

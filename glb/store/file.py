@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import stat
@@ -13,6 +12,7 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from glb.errors import StoreError
+from glb.lock import lock_within
 from glb.store import Change, Snapshot
 from glb.table.config import TableSet, parse_tables
 from glb.table.document import format_of
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from glb.store.history import History
 
 LOCK_TIMEOUT_S = 10.0
-_LOCK_POLL_S = 0.05
 
 
 def load_tables(path: str | os.PathLike[str], *, lenient: bool = False) -> TableSet:
@@ -110,16 +109,8 @@ class FileStore:
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror}") from error
         try:
-            deadline = time.monotonic() + LOCK_TIMEOUT_S
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        message = f"{path}: held by another change for {LOCK_TIMEOUT_S:g} s; nothing was changed"
-                        raise StoreError(message) from None
-                    time.sleep(_LOCK_POLL_S)
+            if not lock_within(lock, LOCK_TIMEOUT_S):
+                raise StoreError(f"{path}: held by another change for {LOCK_TIMEOUT_S:g} s; nothing was changed")
             yield
         finally:
             os.close(lock)

@@ -64,6 +64,7 @@ MAY_IMPORT = {
         "glb._wire",
         "glb.errors",
         "glb.hook",
+        "glb.lock",
         "glb.pin",
         "glb.version",
         "glb.admin",
