@@ -32,12 +32,13 @@ struct place {
     __u32 end;
 };
 
-/* Slot of the longest bound prefix that holds an address, or -1. Not static: the verifier looks at it once, not per call. */
-__noinline int find_prefix(const struct glb_generation *generation, __u64 high, __u64 low, __u32 family)
+/* Slot of the longest bound prefix that holds an address, or -1; by the lengths in use from the `first` on. Not static: the
+ * verifier looks at it once, not per call. */
+__noinline int find_prefix(const struct glb_generation *generation, __u64 high, __u64 low, __u32 family, __u32 first)
 {
     if (!generation)
         return -1;
-    for (int i = 0; i < GLB_MAX_LENGTHS; i++) {
+    for (__u32 i = first; i < GLB_MAX_LENGTHS; i++) {
         __u32 length = generation->lengths[family & 1][i];
         __u64 masked_high = high, masked_low = 0;
         __u32 at;
@@ -64,7 +65,7 @@ __noinline int find_prefix(const struct glb_generation *generation, __u64 high, 
 
 static __always_inline int find_ipv4(const struct glb_generation *generation, __be32 address)
 {
-    return find_prefix(generation, 0, 0xffffULL << 32 | bpf_ntohl(address), 0);
+    return find_prefix(generation, 0, 0xffffULL << 32 | bpf_ntohl(address), 0, 0);
 }
 
 static __always_inline int find_ipv6(const struct glb_generation *generation, const __be32 *address)
@@ -74,7 +75,7 @@ static __always_inline int find_ipv6(const struct glb_generation *generation, co
 
     if (high == 0 && low >> 32 == 0xffff) /* IPv4-mapped: in the bind table these are the IPv4 prefixes */
         return -1;
-    return find_prefix(generation, high, low, 1);
+    return find_prefix(generation, high, low, 1, 0);
 }
 
 /* Table of a key (protocol << 16 | port, host order) among the segments of a prefix, or -1: no bind is in force there. */

@@ -102,6 +102,7 @@ static __always_inline void count(__u32 which)
 static __always_inline const struct glb_prefix *find_vip(const struct glb_generation *generation, __u64 high, __u64 low, __u32 family)
 {
     const struct glb_prefix *slot;
+    __u32 first = 0;
     int found;
 
     if (generation->lengths[family][0] == 128) {
@@ -113,13 +114,15 @@ static __always_inline const struct glb_prefix *find_vip(const struct glb_genera
             ONE_REGISTER(slot);
             if (slot->low == low && slot->high == high && slot->length == 128)
                 return slot;
-            if (!slot->used)
+            if (!slot->used) {
+                first = 1; /* it is none of those */
                 break;
+            }
         }
     } else if (generation->lengths[family][0] == 0xff) {
         return 0;
     }
-    found = find_prefix(generation, high, low, family);
+    found = find_prefix(generation, high, low, family, first);
     if (found < 0)
         return 0;
     slot = &generation->slots[found & (GLB_PREFIX_SLOTS - 1)];
@@ -271,16 +274,16 @@ static __always_inline const struct glb_backend *backend_of(const struct glb_gen
 static __always_inline void write_front(__u64 *front, const struct packet *packet, const struct glb_backend *primary, __u64 next_hop,
                                         __u64 hash, __u32 further, __u32 outer_length)
 {
-    __u32 sum = glb_options.fixed_sum + primary->address_sum + outer_length;
+    __u64 length = bpf_htons(outer_length);
+    __u32 sum = primary->header_sum + length; /* a one's complement sum may be taken in any byte order (RFC 1071) */
     __u64 destination = *(const __u32 *)primary->address;
     __u64 port = GLB_SOURCE_PORT_BASE | (((__u32)hash ^ packet->hint) & 0x7fff);
 
-    sum = (sum & 0xffff) + (sum >> 16);
-    sum = (sum & 0xffff) + (sum >> 16); /* two folds: eight words sum to < 0x80000, the first fold to <= 0x10006 */
+    sum += sum >> 16;
     front[0] = (next_hop & 0xffffffffffffULL) | glb_options.front[0];
     front[1] = glb_options.front[1];
-    front[2] = bpf_htons(outer_length) | glb_options.front[2];
-    front[3] = bpf_htons(~sum) | glb_options.front[3] | destination << 48;
+    front[2] = length | glb_options.front[2];
+    front[3] = (__u16)~sum | glb_options.front[3] | destination << 48;
     front[4] = destination >> 16 | (__u64)bpf_htons(port) << 16 | glb_options.front[4]
                | (__u64)bpf_htons(outer_length - IPV4_BYTES) << 48;
     front[5] = (1 + further) << 16 | packet->inner_protocol << 24;

@@ -70,7 +70,7 @@ struct glb_backend {
     __u64 next_hop;    /* MAC address in memory order in the low 48 bits, bit 48 set when known, egress in the high 8; one aligned
                         * store changes it */
     __u32 mtu_bytes;   /* of the path to it, for the tunnel packet's IP length */
-    __u32 address_sum; /* the address as two 16-bit words, added: its share of the header checksum */
+    __u32 header_sum;  /* one's complement sum of the outer IPv4 header without its length, as 16-bit words in memory order */
     __u8 address[4];   /* wire order */
     __u32 counter;     /* index of its counters */
     __u32 reserved[2];
@@ -121,9 +121,7 @@ struct glb_options {
     __u32 accelerate;      /* 0: every packet of a bind goes to the AF_XDP socket */
     __u32 hash_fields;     /* bits: source address 1, destination address 2, source port 4, destination port 8 */
     __u32 alt_hash_fields; /* 0: no alternative row */
-    __u32 fixed_sum;       /* checksum words that every outer header shares */
     __u32 ifindex;         /* 0: what leaves by the interface it came in by is redirected there, too; else sent by XDP_TX */
-    __u32 reserved;
     __u64 front[5];        /* the first bytes of every frame sent, as words in memory order; 0 where they vary */
 };
 
@@ -138,7 +136,7 @@ _Static_assert(sizeof(struct glb_segment) == 12, "glb_segment has no holes");
 _Static_assert(sizeof(struct glb_backend) == 32, "glb_backend has no holes");
 _Static_assert(sizeof(struct glb_egress) == 16, "glb_egress has no holes");
 _Static_assert(sizeof(struct glb_table) == 40, "glb_table has no holes");
-_Static_assert(sizeof(struct glb_options) == 64, "glb_options has no holes");
+_Static_assert(sizeof(struct glb_options) == 56, "glb_options has no holes");
 _Static_assert(__builtin_offsetof(struct glb_generation, tables) == 320, "glb_generation has no holes");
 _Static_assert(__builtin_offsetof(struct glb_generation, slots) % 64 == 0, "a glb_prefix does not cross cache lines");
 _Static_assert(sizeof(struct glb_rows) == GLB_CHUNK_BYTES && GLB_CHUNK_BYTES % 65536 == 0, "glb_rows fills whole pages");

@@ -8,6 +8,7 @@ from glb._fastpath cimport (
 )
 from glb._machine cimport glb_acquire_u64, glb_release_u64
 from glb._parse cimport ETHERNET_BYTES
+from glb._wire cimport GLB_PROTO_IPIP
 from glb._too_big cimport glb_monotonic_ns
 
 
@@ -82,7 +83,7 @@ cdef inline void run_tapped(Tap* tap, const Plan* plan, Counters* counters, Pack
     if at_ns >= glb_acquire_u64(&tap.wanted.until_ns):
         return
     for i in range(n):
-        if is_wanted(tap, plan, &packets[i]):
+        if is_wanted(tap, plan, &packets[i], &tap.received[i]):
             put_packet(tap, plan, &packets[i], &tap.received[i], at_ns)
 
 
@@ -91,7 +92,7 @@ cdef inline void note_received(Received* received, Packet* packet) noexcept nogi
     received.frame = packet.frame
     received.length = packet.length
     memcpy(received.link, packet.frame, min(packet.length, <uint32_t>GLB_CAPTURE_LINK_BYTES))
-    packet.source = NULL
+    packet.source_at = 0
     packet.table = GLB_NO_TABLE
     packet.hash = 0
     packet.link_bytes = ETHERNET_BYTES
@@ -101,22 +102,26 @@ cdef inline bint is_in_second_bank(const Plan* plan, const Packet* packet) noexc
     return packet.table != GLB_NO_TABLE and plan.generation.tables[packet.table].first_chunk >= GLB_BANK_CHUNKS
 
 
-cdef inline bint is_wanted(Tap* tap, const Plan* plan, const Packet* packet) noexcept nogil:
+cdef inline bint is_wanted(Tap* tap, const Plan* plan, const Packet* packet, const Received* received) noexcept nogil:
     cdef const glb_capture* wanted = tap.wanted
+    cdef const uint8_t* source
+    cdef uint32_t address_bytes
     cdef uint32_t table = wanted.tables[is_in_second_bank(plan, packet)]
     cdef uint64_t client[2]
     if table != GLB_ANY_TABLE and (packet.table == GLB_NO_TABLE or table != packet.table):
         return False
     if wanted.address_bytes:
-        if packet.source == NULL:
+        if not packet.source_at:
             return False
-        if packet.address_bytes == 16:
-            memcpy(client, packet.source, 16)
+        source = received.frame + packet.source_at
+        address_bytes = 4 if packet.inner_protocol == GLB_PROTO_IPIP else 16
+        if address_bytes == 16:
+            memcpy(client, source, 16)
         else:
             memset(client, 0, 10)
             memset(<uint8_t*>client + 10, 0xff, 2)
-            memcpy(<uint8_t*>client + 12, packet.source, 4)
-        if not glb_client_wanted(wanted, client[0], client[1], packet.address_bytes):
+            memcpy(<uint8_t*>client + 12, source, 4)
+        if not glb_client_wanted(wanted, client[0], client[1], address_bytes):
             return False
     if wanted.sample <= 1:
         return True

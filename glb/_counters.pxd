@@ -3,19 +3,17 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from glb._fastpath cimport GLB_N_VERDICTS, Counters, Packet, Plan
+from glb._fastpath cimport GLB_N_VERDICTS, Counters, Packet, Plan, glb_count
 
 
 cdef inline bint make_counters(Counters* counters, const Plan* plan) noexcept:
     """False: there is no memory for them. `free_counters` in any case."""
-    counters.tables = <uint64_t*>calloc(max(1, 2 * plan.n_tables), sizeof(uint64_t))
-    counters.backends = <uint64_t*>calloc(max(1, plan.n_backends), sizeof(uint64_t))
+    counters.backends = <glb_count*>calloc(max(1, plan.n_backends), sizeof(glb_count))
     counters.drops = <uint64_t*>calloc((plan.n_tables + 1) * GLB_N_VERDICTS, sizeof(uint64_t))
-    return counters.tables != NULL and counters.backends != NULL and counters.drops != NULL
+    return counters.backends != NULL and counters.drops != NULL
 
 
 cdef inline void free_counters(Counters* counters) noexcept:
-    free(counters.tables)
     free(counters.backends)
     free(counters.drops)
 

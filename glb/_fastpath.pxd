@@ -58,7 +58,7 @@ cdef extern from "glb_layout.h" nogil:
     struct glb_backend:
         uint64_t next_hop
         uint32_t mtu_bytes
-        uint32_t address_sum
+        uint32_t header_sum
         uint8_t address[4]
         uint32_t counter
 
@@ -90,11 +90,14 @@ cdef extern from "glb_layout.h" nogil:
         glb_prefix slots[GLB_PREFIX_SLOTS]
         glb_segment segments[GLB_MAX_SEGMENTS]
 
+    struct glb_count:
+        uint64_t packets
+        uint64_t bytes
+
     struct glb_options:
         uint32_t accelerate
         uint32_t hash_fields
         uint32_t alt_hash_fields
-        uint32_t fixed_sum
         uint32_t ifindex
         uint64_t front[5]
 
@@ -144,9 +147,8 @@ cdef struct Table:
 
 cdef struct Counters:
     uint64_t verdicts[GLB_N_VERDICTS]  # frames; written by one worker, read by anyone
-    uint64_t* tables       # frames and bytes received that were forwarded, two per table; owned
     uint64_t* drops        # frames by table, then verdict, if they got so far; after the tables, those of none; owned
-    uint64_t* backends     # frames forwarded with the backend as outer destination, per backend of all tables; owned
+    glb_count* backends    # frames forwarded with the backend as outer destination, per backend of all tables; owned
     uint64_t answers_sent     # to senders of packets that are too big
     uint64_t answers_limited  # not sent: the bucket was empty
     uint64_t bucket_full_at_ns  # CLOCK_MONOTONIC; the worker's own
@@ -162,7 +164,7 @@ cdef struct Plan:
     void (*hash)(const glb_flows* flows, uint64_t* hashes) noexcept nogil  # the engine's
     bint source_from_frame  # the frame sent takes the received frame's destination as its source MAC
     uint64_t front[5]      # as glb_options.front
-    uint32_t fixed_sum     # checksum words that every outer header shares
+    uint32_t fixed_sum     # of the 16-bit words that every outer header shares
     uint32_t answers_per_s  # to packets that are too big, of each worker; 0: none, UNLIMITED: all
 
 
@@ -170,23 +172,25 @@ cdef struct Packet:
     uint8_t* frame         # first byte of the Ethernet header; HEADROOM bytes before it may be overwritten
     uint32_t length        # bytes of the frame, without FCS
     uint32_t ip_length     # bytes of the IP packet as its header says, checked against the frame
+    # Eight bytes that are constants of most packets, side by side, so that one store sets them (_parse.pxd, begin):
     uint8_t verdict        # glb_verdict
     uint8_t inner_protocol  # 4 or 41
-    uint8_t address_bytes  # 4 or 16
-    uint16_t table         # index
-    uint16_t hint_be       # mixed into the outer UDP source port, wire order
     uint8_t link_bytes     # of the frame before the IP header: Ethernet and its VLAN tags
     uint8_t answerable     # flag: neither a later fragment nor an ICMP error, so its sender may be told that it is too big
     uint8_t sends          # flag: `frame` is now one to send, the tunnel packet or an answer to the sender
     uint8_t egress         # index of the interface it leaves by; 0: the one it came in by
+    uint16_t source_at     # bytes from the begin of the frame received to the address of the flow's client; 0: none was found
+    uint16_t table         # index
+    uint16_t hint_be       # mixed into the outer UDP source port, wire order
     uint16_t room          # of a packet that is too big: bytes of IP packet that fit the path beside the tunnel's front
-    uint8_t ports[4]       # source and destination port of the flow, wire order
-    const uint8_t* source  # address of the flow (ICMP errors: of the quoted packet, reversed), inside the frame
-    const uint8_t* destination
-    const Table* by        # the table itself
     uint64_t hash
-    const uint16_t* row    # backend indexes
-    const uint16_t* alternative_row  # the same by alt_hash_fields
+
+
+# What a packet's row depends on. Between two stages of one packet only, so it stays in registers.
+cdef struct Flow:
+    const uint8_t* source  # client's address (ICMP errors: of the quoted packet, reversed), inside the frame
+    const uint8_t* destination
+    uint32_t ports         # source and destination port, a word in wire order
 
 
 cdef void run_batch(const Plan* plan, Counters* counters, Packet* packets, int n) noexcept nogil

@@ -1,5 +1,4 @@
-"""The packet path. A batch goes through three stages: parse (_parse.pxd), hash and row (_flows.pxd), encapsulate
-(_encapsulate.pxd).
+"""The packet path (its stages: _batch.pxd), and what it forwards by.
 
 Frames come in with HEADROOM free bytes before them and leave as tunnel packets in place. Everything per packet is
 `noexcept nogil` and returns a verdict (bpf/glb_layout.h); the set-up below it raises.
@@ -11,22 +10,22 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
-from glb._counters cimport add_drops, count_drop, free_counters, make_counters
+from glb._batch cimport run_stages
+from glb._binds cimport IPV4_FAMILY
+from glb._counters cimport add_drops, free_counters, make_counters
 from glb._egress cimport egress_index
-from glb._encapsulate cimport encapsulate, fetch_headers, start_front, store_next_hop
-from glb._flows cimport copy_rows, engine_named, find_rows, put_flow, start_flows
-from glb._machine cimport glb_thread_ns, unlikely
-from glb._parse cimport ETHERNET_BYTES, IPV4_FAMILY, parse
+from glb._encapsulate cimport start_front, store_next_hop
+from glb._flows cimport copy_rows, engine_named
+from glb._machine cimport glb_thread_ns
+from glb._parse cimport ETHERNET_BYTES
 from glb._siphash cimport sip_key
-from glb._too_big cimport answer_too_big
-from glb._wire cimport GLB_PROTO_IPIP, sum_be16
+from glb._wire cimport fold_sum, sum_be16, swap16
 
 from glb._rendezvous import ENGINE, ENGINES
 from glb.errors import TableError
 
 
 cdef enum:
-    AHEAD = 8        # packets that a frame's headers are fetched before it is parsed
     CACHE_LINE = 64  # bytes
 
 DROP_REASONS = ("malformed", "truncated", "fragment", "too_big", "no_next_hop", "no_backend", "stale_bind")
@@ -35,41 +34,8 @@ VERDICTS = ("forward", "host", *DROP_REASONS)
 assert len(VERDICTS) == GLB_N_VERDICTS
 
 
-# ---- the batch -----------------------------------------------------------------------------------------------------
-
 cdef void run_batch(const Plan* plan, Counters* counters, Packet* packets, int n) noexcept nogil:
-    """Take up to BATCH packets through all stages, one stage after the other; each ends with a verdict, counted once."""
-    cdef int i
-    cdef Packet* packet
-    cdef glb_flows flows[2]        # by family
-    cdef glb_flows alternatives[2]
-    for i in range(min(n, AHEAD)):
-        fetch_headers(&packets[i])
-    start_flows(flows)
-    start_flows(alternatives)
-    for i in range(n):
-        if i + AHEAD < n:
-            fetch_headers(&packets[i + AHEAD])
-        packet = &packets[i]
-        packet.verdict = parse(plan, packet)
-        if packet.verdict == GLB_FORWARD:
-            put_flow(&flows[packet.inner_protocol == GLB_PROTO_IPIP], packet, plan.hash_fields)
-            if plan.alt_hash_fields:
-                put_flow(&alternatives[packet.inner_protocol == GLB_PROTO_IPIP], packet, plan.alt_hash_fields)
-    for i in range(2):
-        find_rows(&flows[i], plan, False)
-        find_rows(&alternatives[i], plan, True)
-    for i in range(n):
-        packet = &packets[i]
-        if packet.verdict == GLB_FORWARD:
-            packet.verdict = encapsulate(plan, packet, counters)
-            if unlikely(packet.verdict != GLB_FORWARD):  # keeps the answer's code out of the loop
-                count_drop(plan, counters, packet)
-                if packet.verdict == GLB_DROP_TOO_BIG:
-                    answer_too_big(plan, packet, counters)
-        elif packet.verdict == GLB_DROP_FRAGMENT:
-            count_drop(plan, counters, packet)
-        counters.verdicts[packet.verdict] += 1
+    run_stages(plan, counters, packets, n)
 
 
 # ---- set-up --------------------------------------------------------------------------------------------------------
@@ -183,7 +149,7 @@ cdef class Forwarding:
                 backend = &table.backends[k]
                 backend.next_hop = 0
                 memcpy(backend.address, <const uint8_t*><bytes>address, 4)
-                backend.address_sum = sum_be16(backend.address, 4, 0)
+                backend.header_sum = swap16(fold_sum(sum_be16(backend.address, 4, self.plan.fixed_sum)))
                 backend.mtu_bytes = MTU_UNKNOWN
                 backend.counter = self.bank * GLB_MAX_BACKENDS + self.plan.n_backends + k
             self.plan.n_backends += table.n_backends
@@ -297,7 +263,6 @@ cdef class Forwarding:
         options.accelerate = accelerate
         options.hash_fields = self.plan.hash_fields
         options.alt_hash_fields = self.plan.alt_hash_fields
-        options.fixed_sum = self.plan.fixed_sum
         options.ifindex = ifindex
         memcpy(options.front, self.plan.front, sizeof(options.front))
         return (<const char*>&options)[:sizeof(options)]
@@ -348,11 +313,11 @@ cdef class Forwarding:
             add_drops(drops, names, VERDICTS, &block.counters)
             k = 0
             for i, (name, addresses) in enumerate(self._names):
-                tables[i][0] += block.counters.tables[2 * i]
-                tables[i][1] += block.counters.tables[2 * i + 1]
                 for address in addresses:
                     key = (name, str(IPv4Address(address)))
-                    backends[key] = backends.get(key, 0) + block.counters.backends[k]
+                    backends[key] = backends.get(key, 0) + block.counters.backends[k].packets
+                    tables[i][0] += block.counters.backends[k].packets
+                    tables[i][1] += block.counters.backends[k].bytes
                     k += 1
         drops |= {("", reason): verdicts[reason] for reason in DROP_REASONS if reason not in TABLE_DROP_REASONS}
         return {"verdicts": verdicts, "tables": dict(zip(names, map(tuple, tables))), "drops": drops, "backends": backends,

@@ -24,4 +24,5 @@ cdef extern from *:
     void glb_release_u64(uint64_t* at, uint64_t value) nogil
     void glb_release_u32(uint32_t* at, uint32_t value) nogil
     uint64_t glb_thread_ns() nogil
+    bint likely(bint condition) nogil
     bint unlikely(bint condition) nogil

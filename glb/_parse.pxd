@@ -1,21 +1,21 @@
-"""From a frame to its flow and table, or to the verdict that ends its way: bounds, headers, binds (docs/protocol/binds.md).
+"""From a frame to its flow and table, or to the verdict that ends its way: bounds, headers, binds (_binds.pxd).
 
 bpf/classify.bpf.h follows these functions one by one; tests/parity/ holds the two together.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
+from glb._binds cimport find_ipv4, find_ipv6, find_table
 from glb._fastpath cimport (
-    GLB_DROP_FRAGMENT, GLB_DROP_MALFORMED, GLB_DROP_TRUNCATED, GLB_FORWARD, GLB_HOST, GLB_MAX_EXTENSION_HEADERS,
-    GLB_MAX_LENGTHS, GLB_MAX_PROBES, GLB_MAX_TAGS, GLB_NEAR_SEGMENTS, GLB_NO_TABLE, HASH_DST_PORT, HASH_SRC_PORT, Packet,
-    Plan,
-    glb_generation, glb_prefix, glb_prefix_slot,
+    GLB_DROP_FRAGMENT, GLB_DROP_MALFORMED, GLB_DROP_TRUNCATED, GLB_FORWARD, GLB_HOST, GLB_MAX_EXTENSION_HEADERS, GLB_MAX_TAGS,
+    GLB_NO_TABLE, HASH_DST_PORT, HASH_SRC_PORT, Flow, Packet, Plan, glb_flows, glb_prefix,
 )
-from glb._machine cimport unlikely
+from glb._flows cimport put_flows
+from glb._machine cimport likely, unlikely
 from glb._wire cimport (
-    GLB_ETH_P_8021AD, GLB_ETH_P_8021Q, GLB_ETH_P_IP, GLB_ETH_P_IPV6, GLB_PROTO_ICMP, GLB_PROTO_ICMPV6, GLB_PROTO_IPIP, GLB_PROTO_IPV6, GLB_PROTO_TCP,
-    GLB_PROTO_UDP, Cursor, left, load_be16, load_be32, load_word16, take,
+    GLB_ETH_P_8021AD, GLB_ETH_P_8021Q, GLB_ETH_P_IP, GLB_ETH_P_IPV6, GLB_PROTO_ICMP, GLB_PROTO_ICMPV6, GLB_PROTO_IPIP,
+    GLB_PROTO_IPV6, GLB_PROTO_TCP, GLB_PROTO_UDP, Cursor, left, load_be16, load_word16, load_word32, take,
 )
 
 
@@ -25,11 +25,10 @@ cdef enum:
     IPV4_BYTES = 20
     IPV6_BYTES = 40
     PORT_BYTES = 4
+    COMMON_IPV4_BYTES = 38  # of a frame, at least: Ethernet, IPv4, ports
+    COMMON_IPV6_BYTES = 58
     ICMP_BYTES = 8
     FRAGMENT_OFFSET = 0x1fff
-    WHOLE_ADDRESS = 128     # length of a prefix
-    IPV4_FAMILY = 0         # index into glb_generation.lengths
-    IPV6_FAMILY = 1
     # IPv6 next headers that are walked past (RFC 8200 section 4)
     HOP_BY_HOP = 0
     ROUTING = 43
@@ -37,104 +36,110 @@ cdef enum:
     DESTINATION_OPTIONS = 60
 
 
-# ---- classify: address, protocol, port -> table --------------------------------------------------------------------
-
-cdef inline const glb_prefix* find_prefix(const glb_generation* generation, uint64_t high, uint64_t low, int family) noexcept nogil:
-    """The longest bound prefix that holds an address, or NULL: the address is no VIP."""
-    cdef const glb_prefix* slot
-    if generation.lengths[family][0] == WHOLE_ADDRESS:  # bound mostly, and looked for with less ado
-        slot = &generation.slots[glb_prefix_slot(high, low, WHOLE_ADDRESS, generation.seed) & generation.slot_mask]
-        if slot.low == low and slot.high == high and slot.length == WHOLE_ADDRESS:
-            return slot
-    return find_longest(generation, high, low, family)
-
-
-cdef inline const glb_prefix* find_longest(const glb_generation* generation, uint64_t high, uint64_t low, int family) noexcept nogil:
-    """The same by all lengths in use, longest first."""
-    cdef const glb_prefix* slot
-    cdef uint64_t masked_high, masked_low
-    cdef uint32_t at, length
-    cdef int i, probe
-    for i in range(GLB_MAX_LENGTHS):
-        length = generation.lengths[family][i]
-        if length == 0xff:
-            return NULL
-        if length > 64:
-            masked_high = high
-            masked_low = low & (<uint64_t>0xffffffffffffffff << (128 - length))
-        else:
-            masked_high = high & (<uint64_t>0xffffffffffffffff << (64 - length)) if length else 0
-            masked_low = 0
-        at = glb_prefix_slot(masked_high, masked_low, length, generation.seed)
-        for probe in range(GLB_MAX_PROBES):
-            slot = &generation.slots[(at + probe) & generation.slot_mask]
-            if not slot.used:
-                break
-            if slot.low == masked_low and slot.high == masked_high and slot.length == length:
-                return slot
-    return NULL
+cdef inline uint8_t parse(const Plan* plan, Packet* packet, glb_flows* flows, glb_flows* alternatives) noexcept nogil:
+    """Fill in the packet, and put its flow among those of its family. Anything but GLB_FORWARD ends its way here."""
+    cdef Flow flow
+    cdef uint32_t type_and_version
+    if likely(packet.length >= COMMON_IPV4_BYTES):
+        type_and_version = load_word32(packet.frame + ETHERNET_BYTES - 2)
+        if type_and_version & 0x00ffffff == 0x00450008:
+            if likely(parse_common_ipv4(plan, packet, &flow)):
+                put_flows(plan, packet, &flow, flows + 1, alternatives + 1, True)
+                return GLB_FORWARD
+        elif type_and_version & 0x00f0ffff == 0x0060dd86:
+            if likely(parse_common_ipv6(plan, packet, &flow)):
+                put_flows(plan, packet, &flow, flows, alternatives, False)
+                return GLB_FORWARD
+    return parse_and_put(plan, packet, flows, alternatives)
 
 
-cdef inline const glb_prefix* find_ipv4(const glb_generation* generation, const uint8_t* address) noexcept nogil:
-    return find_prefix(generation, 0, (<uint64_t>0xffff << 32) | load_be32(address), IPV4_FAMILY)
+cdef inline uint8_t parse_and_put(
+    const Plan* plan, Packet* packet, glb_flows* flows, glb_flows* alternatives
+) noexcept nogil:
+    cdef Flow flow
+    cdef bint ipv4
+    packet.verdict = parse_any(plan, packet, &flow)
+    if packet.verdict == GLB_FORWARD:
+        ipv4 = packet.inner_protocol == GLB_PROTO_IPIP
+        put_flows(plan, packet, &flow, flows + ipv4, alternatives + ipv4, ipv4)
+    return packet.verdict
 
 
-cdef inline const glb_prefix* find_ipv6(const glb_generation* generation, const uint8_t* address) noexcept nogil:
-    cdef uint64_t high = (<uint64_t>load_be32(address) << 32) | load_be32(address + 4)
-    cdef uint64_t low = (<uint64_t>load_be32(address + 8) << 32) | load_be32(address + 12)
-    if high == 0 and low >> 32 == 0xffff:  # IPv4-mapped: in the bind table these are the IPv4 prefixes
-        return NULL
-    return find_prefix(generation, high, low, IPV6_FAMILY)
+cdef inline bint parse_common_ipv4(const Plan* plan, Packet* packet, Flow* flow) noexcept nogil:
+    """As parse_any, for nearly all that is forwarded: TCP and UDP, without VLAN tag and options, no later fragment.
+
+    False, and nothing is changed: it is something else, or something is wrong with it.
+    """
+    cdef const uint8_t* ip = packet.frame + ETHERNET_BYTES
+    cdef uint32_t total = load_be16(ip + 2), table
+    cdef const glb_prefix* prefix
+    if unlikely(load_word16(ip + 6) & 0xff1f):  # the fragment offset
+        return False
+    # Unsigned: less than the ports, or more than there is?
+    if unlikely(total - (IPV4_BYTES + PORT_BYTES) > packet.length - COMMON_IPV4_BYTES):
+        return False
+    prefix = find_ipv4(plan.generation, ip + 16)
+    if unlikely(prefix == NULL):
+        return False
+    table = find_table(plan.generation, prefix, ip[9], load_be16(ip + IPV4_BYTES + 2))
+    if unlikely(table == GLB_NO_TABLE):  # so it is of all protocols but TCP and UDP
+        return False
+    begin(packet, GLB_PROTO_IPIP, ETHERNET_BYTES + 12)
+    packet.ip_length = total
+    packet.table = table
+    packet.hint_be = load_word16(ip + IPV4_BYTES)
+    flow.source = ip + 12
+    flow.destination = ip + 16
+    flow.ports = load_word32(ip + IPV4_BYTES)
+    return True
 
 
-cdef inline uint32_t find_table(const glb_generation* generation, const glb_prefix* prefix, uint32_t protocol, uint32_t port) noexcept nogil:
-    """Table of a protocol and port (host order) at a VIP, or GLB_NO_TABLE."""
-    cdef uint32_t key = (protocol << 16) | port
-    cdef int i
-    for i in range(GLB_NEAR_SEGMENTS):
-        if prefix.near[i].first <= key <= prefix.near[i].last:
-            return prefix.near[i].table
-    if prefix.n_segments <= GLB_NEAR_SEGMENTS:
-        return GLB_NO_TABLE
-    return search_segments(generation, prefix, key)
+cdef inline bint parse_common_ipv6(const Plan* plan, Packet* packet, Flow* flow) noexcept nogil:
+    """The same without extension headers."""
+    cdef const uint8_t* ip = packet.frame + ETHERNET_BYTES
+    cdef uint32_t payload = load_be16(ip + 4), table
+    cdef const glb_prefix* prefix
+    if unlikely(packet.length < COMMON_IPV6_BYTES or payload - PORT_BYTES > packet.length - COMMON_IPV6_BYTES):
+        return False
+    prefix = find_ipv6(plan.generation, ip + 24)
+    if unlikely(prefix == NULL):
+        return False
+    table = find_table(plan.generation, prefix, ip[6], load_be16(ip + IPV6_BYTES + 2))
+    if unlikely(table == GLB_NO_TABLE):
+        return False
+    begin(packet, GLB_PROTO_IPV6, ETHERNET_BYTES + 8)
+    packet.ip_length = payload + IPV6_BYTES
+    packet.table = table
+    packet.hint_be = load_word16(ip + IPV6_BYTES)
+    flow.source = ip + 8
+    flow.destination = ip + 24
+    flow.ports = load_word32(ip + IPV6_BYTES)
+    return True
 
 
-cdef inline uint32_t search_segments(const glb_generation* generation, const glb_prefix* prefix, uint32_t key) noexcept nogil:
-    cdef uint32_t low = prefix.first_segment
-    cdef uint32_t high = low + prefix.n_segments
-    cdef uint32_t middle
-    while low < high:
-        middle = (low + high) >> 1
-        if generation.segments[middle].last < key:
-            low = middle + 1
-        else:
-            high = middle
-    if low < prefix.first_segment + prefix.n_segments and generation.segments[low].first <= key:
-        return generation.segments[low].table
-    return GLB_NO_TABLE
+cdef inline void begin(Packet* packet, uint8_t inner_protocol, uint16_t source_at) noexcept nogil:
+    """The eight bytes of a packet that is forwarded, as they mostly are, by one store."""
+    cdef uint64_t word = (<uint64_t>GLB_FORWARD | <uint64_t>inner_protocol << 8 | <uint64_t>ETHERNET_BYTES << 16
+                          | <uint64_t>1 << 24 | <uint64_t>1 << 32 | <uint64_t>source_at << 48)
+    memcpy(&packet.verdict, &word, 8)
 
 
-# ---- parse: frame -> flow and table, or the verdict ----------------------------------------------------------------
-
-cdef inline uint8_t parse(const Plan* plan, Packet* packet) noexcept nogil:
-    """Fill in the packet's flow and table. Anything but GLB_FORWARD ends its way here."""
+cdef inline uint8_t parse_any(const Plan* plan, Packet* packet, Flow* flow) noexcept nogil:
     cdef Cursor cursor
     cursor.at = packet.frame
     cursor.end = packet.frame + packet.length
-    packet.link_bytes = ETHERNET_BYTES
-    packet.answerable = True
-    packet.sends = False
+    begin(packet, 0, 0)
     cdef const uint8_t* ethernet = take(&cursor, ETHERNET_BYTES)
     if ethernet == NULL:
         return GLB_HOST
     cdef uint16_t ethertype = load_be16(ethernet + 12)
-    if unlikely(ethertype != GLB_ETH_P_IP and ethertype != GLB_ETH_P_IPV6):
+    if ethertype != GLB_ETH_P_IP and ethertype != GLB_ETH_P_IPV6:
         ethertype = skip_tags(&cursor, ethertype)
         packet.link_bytes = cursor.at - packet.frame
     if ethertype == GLB_ETH_P_IP:
-        return parse_ipv4(plan, packet, cursor)
+        return parse_ipv4(plan, packet, flow, cursor)
     if ethertype == GLB_ETH_P_IPV6:
-        return parse_ipv6(plan, packet, cursor)
+        return parse_ipv6(plan, packet, flow, cursor)
     return GLB_HOST
 
 
@@ -152,7 +157,7 @@ cdef inline uint16_t skip_tags(Cursor* cursor, uint16_t ethertype) noexcept nogi
     return ethertype
 
 
-cdef inline uint8_t parse_ipv4(const Plan* plan, Packet* packet, Cursor cursor) noexcept nogil:
+cdef inline uint8_t parse_ipv4(const Plan* plan, Packet* packet, Flow* flow, Cursor cursor) noexcept nogil:
     cdef size_t available = left(&cursor)
     cdef const uint8_t* start = cursor.at
     cdef const uint8_t* header = take(&cursor, IPV4_BYTES)
@@ -176,18 +181,18 @@ cdef inline uint8_t parse_ipv4(const Plan* plan, Packet* packet, Cursor cursor) 
     cursor.end = start + total  # Ethernet padding is no part of the packet
     packet.ip_length = total
     packet.inner_protocol = GLB_PROTO_IPIP
-    packet.address_bytes = 4
-    packet.source = header + 12
-    packet.destination = header + 16
+    flow.source = header + 12
+    packet.source_at = flow.source - packet.frame
+    flow.destination = header + 16
     packet.hint_be = load_word16(header + 4)
     if load_be16(header + 6) & FRAGMENT_OFFSET:
-        return classify_later_fragment(plan, packet, prefix, header[9], GLB_PROTO_ICMP)
+        return classify_later_fragment(plan, packet, flow, prefix, header[9], GLB_PROTO_ICMP)
     if header[9] == GLB_PROTO_ICMP:
-        return parse_icmpv4(plan, packet, prefix, cursor)
-    return parse_ports(plan, packet, prefix, header[9], cursor)
+        return parse_icmpv4(plan, packet, flow, prefix, cursor)
+    return parse_ports(plan, packet, flow, prefix, header[9], cursor)
 
 
-cdef inline uint8_t parse_ipv6(const Plan* plan, Packet* packet, Cursor cursor) noexcept nogil:
+cdef inline uint8_t parse_ipv6(const Plan* plan, Packet* packet, Flow* flow, Cursor cursor) noexcept nogil:
     cdef size_t available = left(&cursor)
     cdef const uint8_t* header = take(&cursor, IPV6_BYTES)
     cdef const uint8_t* extension
@@ -204,9 +209,9 @@ cdef inline uint8_t parse_ipv6(const Plan* plan, Packet* packet, Cursor cursor) 
     cursor.end = header + total
     packet.ip_length = total
     packet.inner_protocol = GLB_PROTO_IPV6
-    packet.address_bytes = 16
-    packet.source = header + 8
-    packet.destination = header + 24
+    flow.source = header + 8
+    packet.source_at = flow.source - packet.frame
+    flow.destination = header + 24
     packet.hint_be = load_word16(header + 2)  # the flow label's low 16 bits
     cdef uint8_t protocol = header[6]
     cdef bint later_fragment = False
@@ -214,10 +219,10 @@ cdef inline uint8_t parse_ipv6(const Plan* plan, Packet* packet, Cursor cursor) 
     if verdict != GLB_FORWARD:
         return verdict
     if later_fragment:
-        return classify_later_fragment(plan, packet, prefix, protocol, GLB_PROTO_ICMPV6)
+        return classify_later_fragment(plan, packet, flow, prefix, protocol, GLB_PROTO_ICMPV6)
     if protocol == GLB_PROTO_ICMPV6:
-        return parse_icmpv6(plan, packet, prefix, cursor)
-    return parse_ports(plan, packet, prefix, protocol, cursor)
+        return parse_icmpv6(plan, packet, flow, prefix, cursor)
+    return parse_ports(plan, packet, flow, prefix, protocol, cursor)
 
 
 cdef inline uint8_t walk_extensions(Cursor* cursor, uint8_t* protocol, bint* later_fragment) noexcept nogil:
@@ -246,7 +251,7 @@ cdef inline uint8_t walk_extensions(Cursor* cursor, uint8_t* protocol, bint* lat
 
 
 cdef inline uint8_t parse_ports(
-    const Plan* plan, Packet* packet, const glb_prefix* prefix, uint8_t protocol, Cursor cursor
+    const Plan* plan, Packet* packet, Flow* flow, const glb_prefix* prefix, uint8_t protocol, Cursor cursor
 ) noexcept nogil:
     """TCP and UDP: the ports stand first in both."""
     if protocol != GLB_PROTO_TCP and protocol != GLB_PROTO_UDP:
@@ -257,21 +262,20 @@ cdef inline uint8_t parse_ports(
     cdef uint32_t table = find_table(plan.generation, prefix, protocol, load_be16(ports + 2))
     if table == GLB_NO_TABLE:
         return GLB_HOST
-    memcpy(packet.ports, ports, PORT_BYTES)
+    flow.ports = load_word32(ports)
     packet.hint_be = load_word16(ports)
     packet.table = table
-    packet.by = &plan.tables[table]
     return GLB_FORWARD
 
 
 cdef inline uint8_t classify_later_fragment(
-    const Plan* plan, Packet* packet, const glb_prefix* prefix, uint8_t protocol, uint8_t icmp
+    const Plan* plan, Packet* packet, Flow* flow, const glb_prefix* prefix, uint8_t protocol, uint8_t icmp
 ) noexcept nogil:
     """No ports: forwarded where neither the table nor the row depends on them."""
     cdef uint32_t table
     packet.answerable = False
     if protocol == icmp:  # of an echo request, whose ports count as 0 in every piece
-        return classify_echo(plan, packet, prefix)
+        return classify_echo(plan, packet, flow, prefix)
     if protocol != GLB_PROTO_TCP and protocol != GLB_PROTO_UDP:
         return GLB_HOST
     table = prefix.fragment_tables[0 if protocol == GLB_PROTO_TCP else 1]
@@ -279,20 +283,18 @@ cdef inline uint8_t classify_later_fragment(
     if table == GLB_NO_TABLE or (plan.hash_fields | plan.alt_hash_fields) & (HASH_SRC_PORT | HASH_DST_PORT):
         return GLB_DROP_FRAGMENT
     packet.hint_be = 0
-    packet.by = &plan.tables[table]
     return GLB_FORWARD
 
 
-cdef inline uint8_t classify_echo(const Plan* plan, Packet* packet, const glb_prefix* prefix) noexcept nogil:
+cdef inline uint8_t classify_echo(const Plan* plan, Packet* packet, Flow* flow, const glb_prefix* prefix) noexcept nogil:
     if not plan.generation.forward_echo:
         return GLB_HOST
     packet.table = prefix.echo_table
-    packet.by = &plan.tables[prefix.echo_table]
-    memset(packet.ports, 0, PORT_BYTES)
+    flow.ports = 0
     return GLB_FORWARD
 
 
-cdef inline uint8_t parse_icmpv4(const Plan* plan, Packet* packet, const glb_prefix* prefix, Cursor cursor) noexcept nogil:
+cdef inline uint8_t parse_icmpv4(const Plan* plan, Packet* packet, Flow* flow, const glb_prefix* prefix, Cursor cursor) noexcept nogil:
     if left(&cursor) < 2:
         return GLB_DROP_TRUNCATED
     cdef uint8_t kind = cursor.at[0]
@@ -303,7 +305,7 @@ cdef inline uint8_t parse_icmpv4(const Plan* plan, Packet* packet, const glb_pre
     if take(&cursor, ICMP_BYTES) == NULL:
         return GLB_DROP_TRUNCATED
     if not error:
-        return classify_echo(plan, packet, prefix)
+        return classify_echo(plan, packet, flow, prefix)
     # Destination unreachable, time exceeded, parameter problem: the quoted packet is one that a proxy sent.
     cdef const uint8_t* start = cursor.at
     cdef const uint8_t* quoted = take(&cursor, IPV4_BYTES)
@@ -318,12 +320,13 @@ cdef inline uint8_t parse_icmpv4(const Plan* plan, Packet* packet, const glb_pre
     prefix = find_ipv4(plan.generation, quoted + 12)
     if load_be16(quoted + 6) & FRAGMENT_OFFSET:
         prefix = NULL  # quotes no ports: cannot be followed
-    packet.source = quoted + 16
-    packet.destination = quoted + 12
-    return classify_quoted(plan, packet, prefix, quoted[9], cursor)
+    flow.source = quoted + 16
+    packet.source_at = flow.source - packet.frame
+    flow.destination = quoted + 12
+    return classify_quoted(plan, packet, flow, prefix, quoted[9], cursor)
 
 
-cdef inline uint8_t parse_icmpv6(const Plan* plan, Packet* packet, const glb_prefix* prefix, Cursor cursor) noexcept nogil:
+cdef inline uint8_t parse_icmpv6(const Plan* plan, Packet* packet, Flow* flow, const glb_prefix* prefix, Cursor cursor) noexcept nogil:
     if left(&cursor) < 2:
         return GLB_DROP_TRUNCATED
     cdef uint8_t kind = cursor.at[0]
@@ -334,7 +337,7 @@ cdef inline uint8_t parse_icmpv6(const Plan* plan, Packet* packet, const glb_pre
     if take(&cursor, ICMP_BYTES) == NULL:
         return GLB_DROP_TRUNCATED
     if not error:
-        return classify_echo(plan, packet, prefix)
+        return classify_echo(plan, packet, flow, prefix)
     # Unreachable, packet too big, time exceeded, parameter problem.
     cdef const uint8_t* quoted = take(&cursor, IPV6_BYTES)
     if quoted == NULL:
@@ -349,13 +352,14 @@ cdef inline uint8_t parse_icmpv6(const Plan* plan, Packet* packet, const glb_pre
     prefix = find_ipv6(plan.generation, quoted + 8)
     if later_fragment:
         prefix = NULL  # quotes no ports: cannot be followed
-    packet.source = quoted + 24
-    packet.destination = quoted + 8
-    return classify_quoted(plan, packet, prefix, protocol, cursor)
+    flow.source = quoted + 24
+    packet.source_at = flow.source - packet.frame
+    flow.destination = quoted + 8
+    return classify_quoted(plan, packet, flow, prefix, protocol, cursor)
 
 
 cdef inline uint8_t classify_quoted(
-    const Plan* plan, Packet* packet, const glb_prefix* prefix, uint8_t protocol, Cursor cursor
+    const Plan* plan, Packet* packet, Flow* flow, const glb_prefix* prefix, uint8_t protocol, Cursor cursor
 ) noexcept nogil:
     """The flow that an ICMP error quotes, reversed: it hashes as the client's own packets do."""
     if prefix == NULL or (protocol != GLB_PROTO_TCP and protocol != GLB_PROTO_UDP):
@@ -366,10 +370,8 @@ cdef inline uint8_t classify_quoted(
     cdef uint32_t table = find_table(plan.generation, prefix, protocol, load_be16(ports))
     if table == GLB_NO_TABLE:
         return GLB_HOST
-    memcpy(packet.ports, ports + 2, 2)
-    memcpy(packet.ports + 2, ports, 2)
+    flow.ports = <uint32_t>load_word16(ports) << 16 | load_word16(ports + 2)
     packet.hint_be = load_word16(ports + 2)
     packet.table = table
-    packet.by = &plan.tables[table]
     packet.answerable = False
     return GLB_FORWARD

@@ -25,6 +25,16 @@ cdef extern from "glb_protocol.h" nogil:
         GLB_ETH_P_8021AD
 
 
+cdef extern from *:
+    """
+    typedef uint64_t glb_words __attribute__((vector_size(16)));
+    #define glb_words_of(first, second) ((glb_words){(first), (second)})
+    """
+    ctypedef struct glb_words:
+        pass
+    glb_words glb_words_of(uint64_t first, uint64_t second) nogil
+
+
 cdef struct Cursor:
     const uint8_t* at   # next byte to read
     const uint8_t* end  # one past the last byte of the packet
@@ -50,6 +60,10 @@ cdef inline uint16_t load_be16(const uint8_t* at) noexcept nogil:
 
 cdef inline uint32_t load_be32(const uint8_t* at) noexcept nogil:
     return (<uint32_t>at[0] << 24) | (<uint32_t>at[1] << 16) | (<uint32_t>at[2] << 8) | at[3]
+
+
+cdef inline uint64_t load_be64(const uint8_t* at) noexcept nogil:
+    return (<uint64_t>load_be32(at) << 32) | load_be32(at + 4)
 
 
 # Words are bytes in the order of memory: what is stored whole needs no order but that of its parts, see swap16.
@@ -84,6 +98,12 @@ cdef inline void store_word64(uint8_t* at, uint64_t word) noexcept nogil:
     memcpy(at, &word, 8)
 
 
+cdef inline void store_words(uint8_t* at, uint64_t first, uint64_t second) noexcept nogil:
+    """Two words by one store: the packet path waits for its stores."""
+    cdef glb_words words = glb_words_of(first, second)
+    memcpy(at, &words, 16)
+
+
 cdef inline uint16_t swap16(uint16_t value) noexcept nogil:
     """A value in host order -> as it stands in a word that is stored to the wire whole."""
     return <uint16_t>(value << 8 | value >> 8)
@@ -112,8 +132,12 @@ cdef inline uint32_t sum_be16(const uint8_t* at, size_t length, uint32_t total) 
     return total
 
 
+cdef inline uint16_t fold_sum(uint32_t total) noexcept nogil:
+    """A one's complement sum in 16 bits (RFC 1071). Two folds leave no carry: the first gives at most 0x1fffe."""
+    total = (total & 0xffff) + (total >> 16)
+    return <uint16_t>((total & 0xffff) + (total >> 16))
+
+
 cdef inline uint16_t fold_checksum(uint32_t total) noexcept nogil:
-    """One's complement of the folded sum (RFC 1071), host order. Two folds leave no carry: the first gives at most 0x1fffe."""
-    total = (total & 0xffff) + (total >> 16)
-    total = (total & 0xffff) + (total >> 16)
-    return <uint16_t>(~total & 0xffff)
+    """One's complement of the folded sum (RFC 1071), host order."""
+    return <uint16_t>~fold_sum(total)
