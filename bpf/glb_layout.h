@@ -128,6 +128,10 @@ struct glb_options {
     __u64 front[5];        /* the first bytes of every frame sent, as words in memory order; 0 where they vary */
 };
 
+/* What is raised when a director could not go on with the maps of one before it: another struct glb_count, other counters or sizes of
+ * the maps in glb/director/kept.py, another ledger (glb/director/ledger.py). Tables and their layout are not adopted. */
+#define GLB_LAYOUT_VERSION 1
+
 #define GLB_COUNT_SLOTS (2 * GLB_MAX_BACKENDS) /* two generations without a backend in common can have counters at once */
 
 /* Counted per CPU, by glb_backend.slot: tunnel packets with the backend as outer destination. */

@@ -1,7 +1,8 @@
 """The live datapath: the XDP program on the interface, one AF_XDP worker per receive queue, and their counters.
 
 The program is attached by a link that is pinned in a BPF file system: it, its maps and the accelerated traffic outlive
-this process, and the next one puts its own program in its place without a gap.
+this process. The next one loads its own program with its own tables on the sockets and counters that are there
+(glb/director/kept.py), and puts it in the place of the old one without a gap.
 """
 
 from __future__ import annotations
@@ -84,14 +85,29 @@ class Datapath:
         # To take what XDP_TX sends, a veth's peer needs an XDP program too; for what is redirected, GRO will do.
         direct = 0 if self._interface.kind == "veth" else self._interface.index
         self._options = forwarding.options(accelerate=self.accelerate, ifindex=direct)
-        self._object, self._counters = kept.load(_object_path("director.bpf.o"), self._options)
+        if self._pin_dir:
+            self._link = pin.find(self._pin_dir, self._interface.name, self._interface.index)
+        adopted = self._load()
+        assert self._object is not None
         self.publish(forwarding)
         for worker in self._workers:
             thread = threading.Thread(target=self._work, args=(worker,), name=f"queue-{worker.queue}", daemon=True)
             thread.start()
             self._threads.append(thread)
             worker.start_receiving(self._object.map("glb_sockets"))
-        self._link = self._attach(self._object.program("glb_director"))
+        self._attach(adopted)
+
+    def _load(self) -> bool:
+        """Load the program, on what an earlier director has left if that can be; whether it could."""
+        path, name = _object_path("director.bpf.o"), self._interface.name
+        if self._pin_dir and self._link is not None:
+            try:
+                self._object, self._counters = kept.adopt(path, self._options, self._pin_dir, name)
+                return True
+            except DeviceError as error:
+                log.warning("the maps of an earlier director on %s are not used, counters begin at 0: %s", name, error)
+        self._object, self._counters = kept.load(path, self._options)
+        return False
 
     def _work(self, worker: Worker) -> None:
         """The body of a worker's thread. With fewer cores than queues they are used in turn."""
@@ -99,18 +115,24 @@ class Datapath:
             os.sched_setaffinity(0, {self._cores[worker.queue % len(self._cores)]})  # of this thread alone
         worker.run()
 
-    def _attach(self, program: int) -> int:
+    def _attach(self, adopted: bool) -> None:
         """Take over the link that an earlier director has left, or make one."""
-        link = pin.find(self._pin_dir, self._interface.name, self._interface.index) if self._pin_dir else None
-        if link is not None:
-            # From the next frame on it is our program that runs.
-            _bpf.replace_program(link, program)
-            log.info("took over the program of an earlier director on %s", self._interface.name)
-            return link
-        link = hook.attach(program, self._interface.name, self._interface.index)
-        if self._pin_dir:
-            pin.keep(link, self._pin_dir, self._interface.name)
-        return link
+        assert self._object is not None and self._counters is not None
+        program, name = self._object.program("glb_director"), self._interface.name
+        if self._link is None:
+            self._link = hook.attach(program, name, self._interface.index)
+            if self._pin_dir is None or not pin.keep(self._link, self._pin_dir, name):
+                return
+        else:
+            if self._pin_dir and not adopted:
+                # Before the program is: whenever we are killed, maps that are pinned are those of the program in force.
+                pin.forget_maps(self._pin_dir, name)
+            # From the next frame on it is our program that runs, by our tables.
+            _bpf.replace_program(self._link, program)
+            what = "program, sockets and counters" if adopted else "program"
+            log.info("took over the %s of an earlier director on %s", what, name)
+        if self._pin_dir and not adopted:
+            kept.keep(self._object, self._counters, self._pin_dir, name)
 
     def publish(self, forwarding: Forwarding) -> None:
         """Replace what is forwarded by; no packet sees a mixture, none is lost. DeviceError: nothing is replaced."""
