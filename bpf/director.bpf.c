@@ -68,10 +68,10 @@ struct {
     __type(value, __u64);
 } glb_counters SEC(".maps");
 
-/* By glb_backend.counter; two banks of GLB_MAX_BACKENDS, like the chunks. */
+/* By glb_backend.slot. */
 struct {
     __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-    __uint(max_entries, 2 * GLB_MAX_BACKENDS);
+    __uint(max_entries, GLB_COUNT_SLOTS);
     __type(key, __u32);
     __type(value, struct glb_count);
 } glb_backend_counts SEC(".maps");
@@ -322,8 +322,8 @@ static __always_inline int put_front(struct xdp_md *ctx, const struct glb_genera
 static __always_inline int send_to(struct xdp_md *ctx, const struct glb_generation *generation, const struct glb_backend *primary,
                                    __u64 received, __u32 egress)
 {
-    __u32 counter = primary->counter;
-    struct glb_count *counted = bpf_map_lookup_elem(&glb_backend_counts, &counter);
+    __u32 slot = primary->slot;
+    struct glb_count *counted = bpf_map_lookup_elem(&glb_backend_counts, &slot);
 
     if (counted) {
         counted->packets += 1;

@@ -72,8 +72,9 @@ struct glb_backend {
     __u32 mtu_bytes;   /* of the path to it, for the tunnel packet's IP length */
     __u32 header_sum;  /* one's complement sum of the outer IPv4 header without its length, as 16-bit words in memory order */
     __u8 address[4];   /* wire order */
-    __u32 counter;     /* index of its counters */
-    __u32 reserved[2];
+    __u32 counter;     /* index of its counters in a worker */
+    __u32 slot;        /* index of its counters in the kernel: the same in every generation */
+    __u32 reserved;
 };
 
 /* An interface that tunnel packets leave by; 0 stands for the one that their packets came in by, and is not filled in. While a
@@ -125,7 +126,13 @@ struct glb_options {
     __u64 front[5];        /* the first bytes of every frame sent, as words in memory order; 0 where they vary */
 };
 
-/* Counted per CPU, by glb_backend.counter: tunnel packets with the backend as outer destination. */
+/* What is raised when a director could not go on with the maps of one before it: another struct glb_count, other counters or sizes of
+ * the maps in glb/director/kept.py, another ledger (glb/director/ledger.py). Tables and their layout are not adopted. */
+#define GLB_LAYOUT_VERSION 1
+
+#define GLB_COUNT_SLOTS (2 * GLB_MAX_BACKENDS) /* two generations without a backend in common can have counters at once */
+
+/* Counted per CPU, by glb_backend.slot: tunnel packets with the backend as outer destination. */
 struct glb_count {
     __u64 packets;
     __u64 bytes; /* as received */

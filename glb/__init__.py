@@ -26,6 +26,7 @@ Beside them:
 
     glb.director.nexthops   kernel routes and neighbours -> MAC address and MTU of each backend
     glb.pin                 the kernel's program outlives the daemon, and is taken over by the next
+    glb.director.kept       so do its sockets and counters; glb.director.ledger: whose the counters are
     glb.director.announce   the device that exists while this director forwards; BGP follows it
     glb.director.metrics    counts -> Prometheus, served by glb.admin
     glb.director.replay     the same packet path over capture files

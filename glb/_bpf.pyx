@@ -204,7 +204,7 @@ def program_name(uint32_t program_id):
 
 
 def pin(int fd, path):
-    """Keep a link alive beyond this process, under a name in a bpffs."""
+    """Keep a link or a map alive beyond this process, under a name in a bpffs."""
     cdef bytes encoded = os.fsencode(path)
     cdef int result = bpf_obj_pin(fd, encoded)
     if result < 0:
@@ -264,18 +264,6 @@ def read_counts(int fd, uint32_t first, uint32_t n):
                 n_bytes += view[2 * cpu + 1]
         result.append((packets, n_bytes))
     return result
-
-
-def zero_counts(int fd, uint32_t first, uint32_t n):
-    """Set `n` entries of a per-CPU array of struct glb_count to zero."""
-    cdef bytes zero = bytes(16 * libbpf_num_possible_cpus())
-    cdef const char* value = zero
-    cdef uint32_t i
-    cdef int result
-    for i in range(first, first + n):
-        result = bpf_map_update_elem(fd, &i, value, 0)
-        if result < 0:
-            raise _failed("zeroing counters", result)
 
 
 def create_array(str name, uint32_t value_bytes, uint32_t entries=1):

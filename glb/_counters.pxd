@@ -1,9 +1,9 @@
-"""A worker's counters: their memory, and the drops of each table."""
+"""A worker's counters: their memory, and the drops of each table; the places of the kernel's."""
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from glb._fastpath cimport GLB_N_VERDICTS, Counters, Packet, Plan, glb_count
+from glb._fastpath cimport GLB_N_VERDICTS, Counters, Packet, Plan, glb_count, glb_generation
 
 
 cdef inline bint make_counters(Counters* counters, const Plan* plan) noexcept:
@@ -21,6 +21,12 @@ cdef inline void free_counters(Counters* counters) noexcept:
 cdef inline void count_drop(const Plan* plan, Counters* counters, const Packet* packet) noexcept nogil:
     """A packet that is dropped where its table is known, or would be: GLB_NO_TABLE if several share its address."""
     counters.drops[min(<uint32_t>packet.table, plan.n_tables) * <uint32_t>GLB_N_VERDICTS + packet.verdict] += 1
+
+
+cdef inline set_slots(glb_generation* generation, slots):
+    """Where the kernel counts for each backend, in the order of all tables' backends."""
+    for i, slot in enumerate(slots):
+        generation.backends[<uint32_t>i].slot = slot
 
 
 cdef inline add_drops(dict drops, list names, tuple verdicts, const Counters* counters):

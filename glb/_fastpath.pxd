@@ -61,6 +61,7 @@ cdef extern from "glb_layout.h" nogil:
         uint32_t header_sum
         uint8_t address[4]
         uint32_t counter
+        uint32_t slot
 
     struct glb_egress:
         uint32_t ifindex

@@ -12,7 +12,7 @@ from libc.string cimport memcpy, memset
 
 from glb._batch cimport run_stages
 from glb._binds cimport IPV4_FAMILY
-from glb._counters cimport add_drops, free_counters, make_counters
+from glb._counters cimport add_drops, free_counters, make_counters, set_slots
 from glb._egress cimport egress_index
 from glb._encapsulate cimport start_front, store_next_hop
 from glb._flows cimport copy_rows, engine_named
@@ -151,7 +151,7 @@ cdef class Forwarding:
                 memcpy(backend.address, <const uint8_t*><bytes>address, 4)
                 backend.header_sum = swap16(fold_sum(sum_be16(backend.address, 4, self.plan.fixed_sum)))
                 backend.mtu_bytes = MTU_UNKNOWN
-                backend.counter = self.bank * GLB_MAX_BACKENDS + self.plan.n_backends + k
+                backend.counter = backend.slot = self.plan.n_backends + k
             self.plan.n_backends += table.n_backends
             self.plan.n_tables = i + 1
             self._names.append((name, tuple(addresses)))
@@ -282,8 +282,12 @@ cdef class Forwarding:
         return b"".join(parts)
 
     def counter_index(self):
-        """[(table name, address text)] in the order of the kernel's counters in this forwarding's bank."""
+        """[(table name, address text)] of all backends, table by table."""
         return [(name, str(IPv4Address(address))) for name, addresses in self._names for address in addresses]
+
+    def use_slots(self, slots):
+        """Which of the kernel's counters are the backends', in the order of `counter_index`; only before it is published."""
+        set_slots(self.plan.generation, slots)
 
     cpdef CounterBlock new_counters(self):
         """Counters for one more worker; they count towards `counts()` from now on."""
@@ -329,9 +333,7 @@ cdef class Forwarding:
         """Take frames (bytes) through the packet path: a list of (verdict name, frame sent or None).
 
         engine: one of glb._rendezvous.ENGINES, which hashes the flows. No result depends on it.
-
         What is sent is the tunnel packet (`forward`) or the answer to the sender (`too_big`).
-
         Each frame is copied into a buffer of exactly its size, so that a sanitizer build sees every read beyond it.
         """
         cdef Packet packets[BATCH]

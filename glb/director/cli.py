@@ -52,7 +52,7 @@ async def _run(director: type, config: Config, path: str) -> None:
 @cli.command()
 @click.option("--config", "path", required=True, type=click.Path(), help="director.toml, or GLB's director.conf")
 def detach(path: str) -> None:
-    """Remove the XDP program that a director left on the interface, so that forwarding ends.
+    """Remove the XDP program and counters that a director left on the interface, so that forwarding ends.
 
     Example: glb-director detach --config /etc/glb/director.toml
     """

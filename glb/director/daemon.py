@@ -18,7 +18,7 @@ from glb import admin, pin, systemd
 from glb.director.announce import AnnounceDevice
 from glb.director.capture import Captures
 from glb.director.config import Config
-from glb.director.counts import Counts
+from glb.director.counts import ACCELERATED, CYTHON, ENGINES, Counts
 from glb.director.datapath import Datapath
 from glb.director.forwarding import Published, compile_forwarding
 from glb.director.interface import Interface, read_interface
@@ -255,7 +255,7 @@ class Director:
     @property
     def engine(self) -> str:
         """Which of the two encapsulates the common packets."""
-        return "accelerated" if self._datapath.accelerate else "cython"
+        return ACCELERATED if self._datapath.accelerate else CYTHON
 
     @property
     def xdp_mode(self) -> str:
@@ -277,7 +277,7 @@ class Director:
                         address=str(backend.address),
                         state=backend.state.value,
                         healthy=backend.healthy,
-                        packets=counts.backends[table.name, str(backend.address)],
+                        packets=sum(counts.backends[table.name, str(backend.address), engine] for engine in ENGINES),
                         interface=hop.link.name if hop is not None and hop.link is not None else None,
                         fault=hop.fault if hop is not None else "not resolved yet",
                     )

@@ -1,7 +1,8 @@
 """The live datapath: the XDP program on the interface, one AF_XDP worker per receive queue, and their counters.
 
 The program is attached by a link that is pinned in a BPF file system: it, its maps and the accelerated traffic outlive
-this process, and the next one puts its own program in its place without a gap.
+this process. The next one loads its own program with its own tables on the sockets and counters that are there
+(glb/director/kept.py), and puts it in the place of the old one without a gap.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from glb import _bpf, hook, pin
 from glb._fastpath import Forwarding
 from glb._xsk import Worker
+from glb.director import kept
 from glb.director.counts import Counts
 from glb.director.interface import Interface
 from glb.director.status import QueueStatus
@@ -27,7 +29,6 @@ log = logging.getLogger(__name__)
 _FIRST = (0).to_bytes(4, "little")
 _COUNT_NO_SOCKET = 1  # enum counter of bpf/director.bpf.c
 _BANK_CHUNKS = 512  # GLB_BANK_CHUNKS of bpf/glb_layout.h
-_MAX_BACKENDS = 16384  # GLB_MAX_BACKENDS
 
 
 class Datapath:
@@ -46,6 +47,7 @@ class Datapath:
         self.accelerate = accelerate
         self._pin_dir = pin_dir
         self._object: _bpf.BpfObject | None = None
+        self._counters: kept.KernelCounters | None = None
         self._link: int | None = None
         self._options = b""
         self._tap: Tap | None = None
@@ -53,7 +55,7 @@ class Datapath:
         self._current: Forwarding | None = None
         self._memory: dict[tuple[int, str], _bpf.SharedArrays] = {}  # by bank and name
         self._in_slots: dict[int, _bpf.SharedArrays] = {}  # whose map is in which of the kernel's slots for rows
-        # What was counted before the current generation, and that generation: replaced together, read together.
+        # What workers counted before the current generation, and that generation: replaced together, read together.
         self._counted: tuple[Counts, Forwarding | None] = (Counts(), None)
         available = os.sched_getaffinity(0)
         if missing := sorted(set(cores) - available):
@@ -83,14 +85,29 @@ class Datapath:
         # To take what XDP_TX sends, a veth's peer needs an XDP program too; for what is redirected, GRO will do.
         direct = 0 if self._interface.kind == "veth" else self._interface.index
         self._options = forwarding.options(accelerate=self.accelerate, ifindex=direct)
-        self._object = _bpf.BpfObject(_object_path("director.bpf.o"), self._options)
+        if self._pin_dir:
+            self._link = pin.find(self._pin_dir, self._interface.name, self._interface.index)
+        adopted = self._load()
+        assert self._object is not None
         self.publish(forwarding)
         for worker in self._workers:
             thread = threading.Thread(target=self._work, args=(worker,), name=f"queue-{worker.queue}", daemon=True)
             thread.start()
             self._threads.append(thread)
             worker.start_receiving(self._object.map("glb_sockets"))
-        self._link = self._attach(self._object.program("glb_director"))
+        self._attach(adopted)
+
+    def _load(self) -> bool:
+        """Load the program, on what an earlier director has left if that can be; whether it could."""
+        path, name = _object_path("director.bpf.o"), self._interface.name
+        if self._pin_dir and self._link is not None:
+            try:
+                self._object, self._counters = kept.adopt(path, self._options, self._pin_dir, name)
+                return True
+            except DeviceError as error:
+                log.warning("the maps of an earlier director on %s are not used, counters begin at 0: %s", name, error)
+        self._object, self._counters = kept.load(path, self._options)
+        return False
 
     def _work(self, worker: Worker) -> None:
         """The body of a worker's thread. With fewer cores than queues they are used in turn."""
@@ -98,30 +115,36 @@ class Datapath:
             os.sched_setaffinity(0, {self._cores[worker.queue % len(self._cores)]})  # of this thread alone
         worker.run()
 
-    def _attach(self, program: int) -> int:
+    def _attach(self, adopted: bool) -> None:
         """Take over the link that an earlier director has left, or make one."""
-        link = pin.find(self._pin_dir, self._interface.name, self._interface.index) if self._pin_dir else None
-        if link is not None:
-            # From the next frame on it is our program that runs.
-            _bpf.replace_program(link, program)
-            log.info("took over the program of an earlier director on %s", self._interface.name)
-            return link
-        link = hook.attach(program, self._interface.name, self._interface.index)
-        if self._pin_dir:
-            pin.keep(link, self._pin_dir, self._interface.name)
-        return link
+        assert self._object is not None and self._counters is not None
+        program, name = self._object.program("glb_director"), self._interface.name
+        if self._link is None:
+            self._link = hook.attach(program, name, self._interface.index)
+            if self._pin_dir is None or not pin.keep(self._link, self._pin_dir, name):
+                return
+        else:
+            if self._pin_dir and not adopted:
+                # Before the program is: whenever we are killed, maps that are pinned are those of the program in force.
+                pin.forget_maps(self._pin_dir, name)
+            # From the next frame on it is our program that runs, by our tables.
+            _bpf.replace_program(self._link, program)
+            what = "program, sockets and counters" if adopted else "program"
+            log.info("took over the %s of an earlier director on %s", what, name)
+        if self._pin_dir and not adopted:
+            kept.keep(self._object, self._counters, self._pin_dir, name)
 
     def publish(self, forwarding: Forwarding) -> None:
         """Replace what is forwarded by; no packet sees a mixture, none is lost. DeviceError: nothing is replaced."""
-        assert self._object is not None
+        assert self._object is not None and self._counters is not None
+        slots = self._counters.assign(forwarding.counter_index())
+        forwarding.use_slots(slots)
         # The bank that the generation in force does not name: nobody reads these slots yet.
         for i, fd in enumerate(forwarding.rows_memory.fds):
             slot = forwarding.bank * _BANK_CHUNKS + i
             if self._in_slots.get(slot) is not forwarding.rows_memory:
                 _bpf.update_map(self._object.map("glb_chunks"), slot.to_bytes(4, "little"), fd.to_bytes(4, "little"))
                 self._in_slots[slot] = forwarding.rows_memory
-        counts = self._object.map("glb_backend_counts")
-        _bpf.zero_counts(counts, forwarding.bank * _MAX_BACKENDS, len(forwarding.counter_index()))
         if self._tap is not None:
             self._tap.follow(forwarding)
         (generation,) = forwarding.generation_memory.fds
@@ -136,6 +159,7 @@ class Datapath:
             raise
         self._counted = (self._sum(*self._counted), forwarding)
         self._current = forwarding
+        self._counters.in_force = slots
 
     def _take_back(self, refused: Forwarding) -> None:
         """The workers forward by what is in force again, so that the memory of what was refused can be used."""
@@ -194,9 +218,10 @@ class Datapath:
         return bool(self._threads) and all(thread.is_alive() for thread in self._threads)
 
     def counts(self) -> Counts:
-        """Sums since the start."""
+        """Sums: the workers' since the start, the kernel's since the maps were made."""
         total = self._sum(*self._counted)
-        if self._object is not None:
+        if self._object is not None and self._counters is not None:
+            total.add_kernel(*self._counters.read())
             total.lost["no_socket"] += _bpf.sum_per_cpu(self._object.map("glb_counters"), _COUNT_NO_SOCKET)
         for worker in self._workers:
             total.lost.update(worker.lost())
@@ -206,13 +231,7 @@ class Datapath:
         total = before.copy()
         if forwarding is not None:
             total.add(forwarding.counts())
-            total.add_kernel(forwarding.counter_index(), self._kernel_counts(forwarding))
         return total
-
-    def _kernel_counts(self, forwarding: Forwarding) -> list[tuple[int, int]]:
-        assert self._object is not None
-        n = len(forwarding.counter_index())
-        return _bpf.read_counts(self._object.map("glb_backend_counts"), forwarding.bank * _MAX_BACKENDS, n)
 
     def close(self) -> None:
         """Stop the workers. Pinned, the program goes on with what it forwards by; else it goes too."""
@@ -228,6 +247,9 @@ class Datapath:
         if self._object is not None:
             self._object.close()
             self._object = None
+        if self._counters is not None:
+            self._counters.close()
+            self._counters = None
 
 
 def listed(cores: Iterable[int]) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -26,27 +26,23 @@ class DirectorCollector(Collector):
         counts = director.counts()
         yield _info(director)
         yield _counter(
-            "glb_director_packets", "Frames for a bind, by table, encapsulated", ["table"], counts.table_frames
+            "glb_director_packets", "Frames for a bind, encapsulated", ["table", "engine"], counts.table_frames
         )
-        yield _counter("glb_director_bytes", "Bytes received of those frames", ["table"], counts.table_bytes)
+        yield _counter("glb_director_bytes", "Bytes received of those frames", ["table", "engine"], counts.table_bytes)
         yield CounterMetricFamily(
             "glb_director_accelerated_packets", "Of the tunnel packets, those made in the kernel", counts.accelerated
         )
-        backends = CounterMetricFamily(
-            "glb_director_encapsulated_packets", "Tunnel packets by first hop", labels=["table", "backend"]
+        yield _counter(
+            "glb_director_encapsulated_packets",
+            "Tunnel packets by first hop",
+            ["table", "backend", "engine"],
+            counts.backends,
         )
-        for (table, backend), frames in sorted(counts.backends.items()):
-            backends.add_metric([table, backend], frames)
-        yield backends
-        drops = CounterMetricFamily(
-            "glb_director_drops", "Frames for a VIP dropped, by reason", labels=["table", "reason"]
-        )
-        for (table, reason), frames in sorted(counts.drops.items()):
-            drops.add_metric([table, reason], frames)
-        yield drops
-        answers = {result: counts.answers.get(result, 0) for result in ("limited", "sent")}
+        yield _counter("glb_director_drops", "Frames for a VIP dropped, by reason", ["table", "reason"], counts.drops)
+        answers = {(result,): counts.answers.get(result, 0) for result in ("limited", "sent")}
         yield _counter("glb_director_too_big_answers", "ICMP answers to packets too big", ["result"], answers)
-        yield _counter("glb_director_lost", "Frames that no worker could take, by reason", ["reason"], counts.lost)
+        lost = {(reason,): frames for reason, frames in counts.lost.items()}
+        yield _counter("glb_director_lost", "Frames that no worker could take, by reason", ["reason"], lost)
         yield from self._tables()
         yield from self._reloads()
 
@@ -83,10 +79,11 @@ def _info(director: Director) -> Metric:
     return info
 
 
-def _counter(name: str, text: str, labels: list[str], values: dict[str, int]) -> Metric:
+def _counter(name: str, text: str, labels: list[str], counted: Mapping[Any, int]) -> Metric:
+    """`counted`: by label values, a tuple."""
     family = CounterMetricFamily(name, text, labels=labels)
-    for value, frames in sorted(values.items()):
-        family.add_metric([value], frames)
+    for values, frames in sorted(counted.items()):
+        family.add_metric(values, frames)
     return family
 
 

@@ -184,6 +184,14 @@ def test_a_director_killed_during_a_capture_starts_with_the_plain_program(direct
     listener.next()
     director.start()
     assert program_of(director) == PLAIN
+    # The new program and its capturing one count on the maps of the old one, and are captured.
+    capture = Capture(director, "--limit", "2")
+    for _ in range(2):
+        send_udp(director.net["client"], VIP, 80)
+        listener.next()
+    capture.end()
+    assert [where for where, _, _ in capture.packets()] == ["received", "sent"] * 2
+    assert director.metric("glb_director_accelerated_packets_total") == 3
     director.host.run(sys.executable, "-m", "glb.director.cli", "detach", "--config", str(director.config))
 
 

@@ -170,7 +170,8 @@ def exposed(collector: Any) -> dict[str, tuple[str, set[str]]]:
 
 def director_metrics() -> dict[str, tuple[str, set[str]]]:
     counts = Counts()
-    counts.table_frames["web"] = counts.table_bytes["web"] = counts.backends["web", "10.0.0.1"] = 1
+    counts.table_frames["web", "cython"] = counts.table_bytes["web", "cython"] = 1
+    counts.backends["web", "10.0.0.1", "cython"] = 1
     counts.lost["no_socket"] = counts.drops["web", "too_big"] = 1
     backend = BackendStatus("10.0.0.1", "active", True, 1, "eth0", None)
     status = SimpleNamespace(tables=[TableStatus("web", "00", [backend])])

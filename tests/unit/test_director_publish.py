@@ -15,9 +15,12 @@ from glb import _bpf
 from glb._fastpath import CounterBlock, Forwarding, PlainMemory
 from glb.director import daemon, datapath
 from glb.director.config import Config
+from glb.director.kept import KernelCounters
+from glb.director.ledger import Ledger
 from glb.errors import DeviceError
 
-MAPS = ("glb_generations", "glb_chunks", "glb_backend_counts", "glb_counters")  # their places are file descriptors
+# Their places are file descriptors.
+MAPS = ("glb_generations", "glb_chunks", "glb_backend_counts", "glb_counters", "glb_ledger")
 FRAME = bytes(ipv4() / TCP(dport=80))
 
 
@@ -57,7 +60,6 @@ def refuse(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(datapath, "Worker", Worker)
     monkeypatch.setattr(_bpf, "update_map", update_map)
-    monkeypatch.setattr(_bpf, "zero_counts", lambda *_: None)
     monkeypatch.setattr(_bpf, "read_counts", lambda fd, first, n: [(0, 0)] * n)
     monkeypatch.setattr(_bpf, "sum_per_cpu", lambda *_: 0)
     return refusals
@@ -71,7 +73,8 @@ class _Object:
 def made() -> tuple[datapath.Datapath, list[Any]]:
     interface: Any = SimpleNamespace(name="eth0", rx_queues=2, kind="veth", index=1)
     result = datapath.Datapath(interface, accelerate=True, pin_dir=None)
-    vars(result)["_object"] = _Object()
+    counters = KernelCounters(MAPS.index("glb_backend_counts"), MAPS.index("glb_ledger"), Ledger())
+    vars(result).update(_object=_Object(), _counters=counters)
     workers: list[Any] = vars(result)["_workers"]
     return result, workers
 
