@@ -6,11 +6,12 @@ What a missing capability leads to is decided in tests/conftest.py; the netfilte
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,12 +22,48 @@ from tests.netns import topology
 if TYPE_CHECKING:
     from tests.netns.test_agent_second_chance import Site
 
+LAB = "test_lab_"  # modules that have a lab
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A module runs in one of several processes, so that its standing site is made once; the lab's modules do together.
+
+    One of their tests kills a lab, whose name another process would take at once.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class Modules(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = super()._split_scope(nodeid)
+            return LAB if Path(path).name.startswith(LAB) else path
+
+    return Modules(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The lab takes the longest, so it comes first."""
+    items.sort(key=lambda item: not item.path.name.startswith(LAB))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def swept() -> None:
     """Namespaces of test processes that were killed are gone."""
     if os.geteuid() == 0:
         topology.sweep()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def xtables_lock(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A lock of iptables that is this process's own: other processes' tests have rules in other namespaces."""
+    os.environ["XTABLES_LOCKFILE"] = str(tmp_path_factory.mktemp("xtables") / "lock")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """What is started takes SIGINT, and so do these processes themselves, though a shell ran them in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

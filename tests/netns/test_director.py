@@ -13,6 +13,7 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -132,17 +133,20 @@ class Listener:
         return self._poll() is None
 
 
+@cache  # the verifier takes a quarter of a second
+def _forwards_by_nothing() -> _bpf.BpfObject:
+    return _bpf.BpfObject(Path(glb.__file__).parent / "bpf_objects" / "director.bpf.o")
+
+
 @contextmanager
 def passing_program(net: Switch, port: str) -> Iterator[None]:
     """An XDP program that passes everything on the switch's port: a veth takes frames from XDP only if it has one."""
-    program = _bpf.BpfObject(Path(glb.__file__).parent / "bpf_objects" / "director.bpf.o")  # forwards by nothing
     with net.core.inside():
-        link = _bpf.attach_xdp(program.program("glb_director"), socket.if_nametoindex(port))
+        link = _bpf.attach_xdp(_forwards_by_nothing().program("glb_director"), socket.if_nametoindex(port))
     try:
         yield
     finally:
         os.close(link)
-        program.close()
 
 
 @contextmanager

@@ -39,8 +39,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(source, target / part, ignore=products)
         else:
             shutil.copy(source, target / part)
-    # The eBPF objects are built as always.
-    shutil.copytree(ROOT / "bpf", target / "bpf", dirs_exist_ok=True)
+    # The eBPF objects are those of every build.
+    shutil.copytree(ROOT / "glb" / "bpf_objects", target / "glb" / "bpf_objects", dirs_exist_ok=True)
     environment = os.environ | {"GLB_CYTHON_DEBUG": "1"}
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--parallel", "2"]
     done = subprocess.run(command, cwd=target, env=environment, capture_output=True, text=True, timeout=300)
