@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -19,7 +20,9 @@ from glb.director.links import Link, read_links
 
 log = logging.getLogger(__name__)
 
-_AF_INET = 2
+Gateway = IPv4Address | IPv6Address  # the latter: a route for IPv4 by an IPv6 neighbour (RFC 5549)
+
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _NTF_USE = 1  # makes the kernel resolve, and confirm, the neighbour as a packet to it would
 _NUD_VALID = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80  # reachable, stale, delay, probe, noarp, permanent
 _REFRESH_S = 5.0  # how often neighbours are confirmed
@@ -32,7 +35,7 @@ _SETTLE_S = 0.01  # notifications come in bursts
 class NextHop:
     """Where the tunnel packets for one backend go."""
 
-    gateway: IPv4Address | None  # None: no route
+    gateway: Gateway | None  # None: no route
     link: Link | None  # the interface that they leave by; None: no route
     mac: bytes | None  # None: not resolved (yet)
     mtu_bytes: int
@@ -41,7 +44,7 @@ class NextHop:
 
 @dataclass(frozen=True, slots=True)
 class _Route:
-    gateway: IPv4Address | None = None
+    gateway: Gateway | None = None
     ifindex: int | None = None
     mtu_bytes: int | None = None  # its own, where it has one
     fault: str | None = None
@@ -63,7 +66,7 @@ class NextHops:
             IPv4Address, float
         ] = {}  # until when the hop before is used: its new gateway is being resolved
         self._reading = asyncio.Lock()  # one of `follow` and `set_backends` at a time
-        self._confirmed: set[tuple[int, IPv4Address]] = (
+        self._confirmed: set[tuple[int, Gateway]] = (
             set()
         )  # neighbours that answered of late, or that the operator has set
         self.known: dict[IPv4Address, NextHop] = {}
@@ -171,9 +174,10 @@ class NextHops:
         except NetlinkError as error:
             return _Route(fault=f"no route to it ({error})")
         metrics = route.get_attr("RTA_METRICS")
-        gateway = route.get_attr("RTA_GATEWAY")
+        via = route.get_attr("RTA_VIA")
+        gateway = via["addr"] if via else route.get_attr("RTA_GATEWAY")
         return _Route(
-            IPv4Address(gateway) if gateway else address,
+            ip_address(gateway) if gateway else address,
             route.get_attr("RTA_OIF"),
             metrics.get_attr("RTAX_MTU") if metrics else None,
         )
@@ -187,26 +191,32 @@ class NextHops:
         """Have the kernel resolve every gateway in use, as traffic that bypasses its stack does not."""
         if self._gateway_mac is not None:
             return
-        gateways = {
+        # To "use" a permanent entry would take its permanence, and with it its MAC address, away.
+        for ifindex, gateway in self._gateways() - self._confirmed:
+            family = _FAMILIES[gateway.version]
+            with contextlib.suppress(NetlinkError):
+                await ipr.neigh("replace", dst=str(gateway), ifindex=ifindex, family=family, state=0, flags=_NTF_USE)
+
+    def _gateways(self) -> set[tuple[int, Gateway]]:
+        """The neighbours in use, by interface."""
+        return {
             (route.ifindex, route.gateway)
             for route in self._routes.values()
             if route.gateway is not None and route.ifindex is not None
         }
-        # To "use" a permanent entry would take its permanence, and with it its MAC address, away.
-        for ifindex, gateway in gateways - self._confirmed:
-            with contextlib.suppress(NetlinkError):
-                await ipr.neigh("replace", dst=str(gateway), ifindex=ifindex, family=_AF_INET, state=0, flags=_NTF_USE)
 
     async def _read_neighbours(self, ipr: AsyncIPRoute) -> None:
-        macs: dict[tuple[int, IPv4Address], bytes] = {}
-        confirmed: set[tuple[int, IPv4Address]] = set()
-        for ifindex in self._links if self._gateway_mac is None else ():
-            async for entry in await ipr.get_neighbours(family=_AF_INET, ifindex=ifindex):
+        macs: dict[tuple[int, Gateway], bytes] = {}
+        confirmed: set[tuple[int, Gateway]] = set()
+        gateways = self._gateways() if self._gateway_mac is None else set()
+        for ifindex, version in {(ifindex, gateway.version) for ifindex, gateway in gateways}:
+            async for entry in await ipr.get_neighbours(family=_FAMILIES[version], ifindex=ifindex):
                 mac, address = entry.get_attr("NDA_LLADDR"), entry.get_attr("NDA_DST")
                 if mac and address and entry["ifindex"] == ifindex and entry["state"] & _NUD_VALID:
-                    macs[ifindex, IPv4Address(address)] = bytes.fromhex(mac.replace(":", ""))
+                    neighbour = (ifindex, ip_address(address))
+                    macs[neighbour] = bytes.fromhex(mac.replace(":", ""))
                     if entry["state"] & _NUD_CONFIRMED:
-                        confirmed.add((ifindex, IPv4Address(address)))
+                        confirmed.add(neighbour)
         self._confirmed = confirmed
         for address in self._backends:
             before = self.known.get(address)
@@ -218,9 +228,7 @@ class NextHops:
                     log.warning("backend %s cannot be reached: %s", address, hop.fault)
         self._moving = {address: until for address, until in self._moving.items() if address in self._routes}
 
-    def _hop(
-        self, address: IPv4Address, before: NextHop | None, macs: Mapping[tuple[int, IPv4Address], bytes]
-    ) -> NextHop:
+    def _hop(self, address: IPv4Address, before: NextHop | None, macs: Mapping[tuple[int, Gateway], bytes]) -> NextHop:
         route = self._routes.get(address, _Route())
         link = self._links.get(route.ifindex) if route.ifindex is not None else None
         mtu = link.mtu_bytes if link else self._interface.mtu_bytes
@@ -243,9 +251,9 @@ class NextHops:
             if old is not None and old.up and time.monotonic() < until:
                 return before
         self._moving.pop(address, None)
-        return NextHop(
-            route.gateway, link, None, mtu, f"its gateway {route.gateway} does not answer ARP on {link.name}"
-        )
+        how = "ARP" if route.gateway.version == 4 else "neighbour discovery"
+        fault = f"its gateway {route.gateway} does not answer {how} on {link.name}"
+        return NextHop(route.gateway, link, None, mtu, fault)
 
 
 async def _received(monitor: AsyncIPRoute) -> AsyncIterator[dict[str, object]]:
