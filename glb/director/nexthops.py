@@ -7,16 +7,16 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.rtnl import RTMGRP_IPV4_ROUTE, RTMGRP_LINK, RTMGRP_NEIGH
 
 from glb.director.interface import Interface
 from glb.director.links import Link, read_links
+from glb.director.notifications import Notifications
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,9 @@ _REFRESH_S = 5.0  # how often neighbours are confirmed
 _NUD_CONFIRMED = 0x02 | 0x40 | 0x80  # reachable, noarp, permanent: nothing to ask
 _RESOLVE_S = 0.5  # how long new backends are waited for, and new gateways of old ones
 _SETTLE_S = 0.01  # notifications come in bursts
+# Between two readings of the routes, each of which asks for every backend's: a BGP table that is built or renewed tells
+# of thousands of routes a second, for minutes.
+_ROUTES_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,48 +123,36 @@ class NextHops:
                 await asyncio.sleep(1)
 
     async def _follow_once(self) -> None:
-        dirty = asyncio.Event()
-        routes_changed = True
         clock = asyncio.get_running_loop().time
+        neighbours_changed = routes_changed = True
+        routes_at = 0.0  # they are not read again before, however much there is to hear of them
         due_at = 0.0  # links are read and neighbours confirmed then, however much there is to hear of others
-        async with AsyncIPRoute() as monitor, AsyncIPRoute() as ipr:
-            await monitor.bind(groups=RTMGRP_LINK | RTMGRP_NEIGH | RTMGRP_IPV4_ROUTE)
-
-            async def listen() -> None:
-                nonlocal routes_changed
-                while True:
-                    async for message in _received(monitor):
-                        if "NEIGH" not in str(message.get("event")):
-                            routes_changed = True
-                        dirty.set()
-
-            listener = asyncio.create_task(listen())
-            try:
+        with contextlib.closing(Notifications()) as notifications:
+            async with AsyncIPRoute() as ipr:
                 while True:
                     async with self._reading:
-                        is_due = routes_changed or clock() >= due_at
-                        if routes_changed:
+                        reads_routes = routes_changed and clock() >= routes_at
+                        is_due = reads_routes or clock() >= due_at
+                        if reads_routes:
                             routes_changed = False
                             await self._read_routes(ipr)
+                            routes_at = clock() + _ROUTES_S
                         if is_due:
                             # Nobody tells of what a driver takes from XDP programs.
                             await self._read_links(ipr)
-                        await self._read_neighbours(ipr)
+                        if is_due or neighbours_changed:
+                            await self._read_neighbours(ipr)
                         if is_due:
                             await self._confirm(ipr)
                             due_at = clock() + _REFRESH_S
                     if self._moving:
                         due_at = min(due_at, clock() + _RESOLVE_S)
+                    wake_at = min(due_at, routes_at) if routes_changed else due_at
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(dirty.wait(), max(0.0, due_at - clock()))
+                        await asyncio.wait_for(notifications.wait(), max(0.0, wake_at - clock()))
                         await asyncio.sleep(_SETTLE_S)
-                        dirty.clear()
-                    if listener.done():
-                        listener.result()
-            finally:
-                listener.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await listener
+                    neighbours_changed, routes_too = notifications.take()
+                    routes_changed = routes_changed or routes_too
 
     async def _read_routes(self, ipr: AsyncIPRoute) -> None:
         self._routes = {address: await self._route(ipr, address) for address in self._backends}
@@ -254,8 +245,3 @@ class NextHops:
         how = "ARP" if route.gateway.version == 4 else "neighbour discovery"
         fault = f"its gateway {route.gateway} does not answer {how} on {link.name}"
         return NextHop(route.gateway, link, None, mtu, fault)
-
-
-async def _received(monitor: AsyncIPRoute) -> AsyncIterator[dict[str, object]]:
-    async for message in monitor.get():
-        yield message
