@@ -18,6 +18,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))  # `pytest` alone does not look for packages where it is started
 
 from tests.netns import topology
+from tests.netns.directors import VIP, VIP6, Director, passing_program
 
 if TYPE_CHECKING:
     from tests.netns.test_agent_second_chance import Site
@@ -70,6 +71,29 @@ def interruptible() -> None:
 def bpffs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A BPF file system of the tests' own. (`ip netns exec` hides the machine's from what it runs.)"""
     folder = tmp_path_factory.mktemp("bpf")
+    subprocess.run(["mount", "-t", "bpf", "bpf", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture(params=["cython", "xdp"])
+def director(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Director]:
+    """Not started yet, with a table of proxy1 alone; in either datapath."""
+    with topology.Switch("client", "director", "proxy1", "proxy2") as net, passing_program(net, "director"):
+        client = net["client"]
+        client.run("ip", "route", "add", f"{VIP}/32", "via", net["director"].ipv4)
+        client.run("ip", "-6", "route", "add", f"{VIP6}/128", "via", net["director"].ipv6)
+        director = Director(net, tmp_path, request.param)
+        director.write_table("proxy1")
+        yield director
+        director.end()
+
+
+@pytest.fixture
+def pins(tmp_path: Path) -> Iterator[Path]:
+    """A BPF file system of the test's own."""
+    folder = tmp_path / "bpf"
+    folder.mkdir()
     subprocess.run(["mount", "-t", "bpf", "bpf", str(folder)], check=True)
     yield folder
     subprocess.run(["umount", str(folder)], check=True)

@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from test_director import VIP, numbered_load, send_udp
-from test_director_egress import PROXY, TwoNetworks
-from test_director_egress import director as director  # the fixture
-from topology import Host, eventually
+
+from tests.netns.directors import VIP, numbered_load, send_udp
+from tests.netns.test_director_egress import PROXY, TwoNetworks
+from tests.netns.test_director_egress import director as director  # the fixture
+from tests.netns.topology import Host, eventually
 
 pytestmark = [pytest.mark.netns, pytest.mark.bpf]
 N_ROUTES = 20_000

@@ -20,6 +20,7 @@ CHECKS = (
     "tests/unit/test_tags.py",
     "tests/unit/test_capture_tap.py",
     "tests/unit/test_agent_decide.py",
+    "tests/unit/test_agent_memory.py",
     "tests/unit/test_agent_corpus.py",
     "tests/unit/test_agent_fuzz.py",
     "tests/unit/test_agent_properties.py",
