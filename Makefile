@@ -17,10 +17,11 @@ lab:  ## the same hosts, left standing for you to explore (Ctrl-C removes them)
 	@packaging/bootstrap.sh lab
 	@$(PY) -m lab up
 
-test:  ## every test (as root nothing is skipped; under 10 minutes)
+test:  ## every test (as root nothing is skipped; about 5 minutes on 2 cores)
 	@packaging/bootstrap.sh dev
 	@if [ "$$(id -u)" = 0 ]; then export GLB_REQUIRE=$${GLB_REQUIRE-netns,bpf}; fi; \
-	$(PY) -m pytest -q -n auto tests/repo tests/unit tests/parity tests/vectors && $(PY) -m pytest -q tests/netns
+	$(PY) -m pytest -q -n auto tests/repo tests/unit tests/parity tests/vectors && \
+	$(PY) -m pytest -q -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder tests/netns
 
 bench:  ## speed, as JSON lines with ratios to a baseline of the same run
 	@packaging/bootstrap.sh lab

@@ -46,19 +46,7 @@
 #define BIAS ((uint64_t)0)
 #include "_sip_lanes.h"
 #include GLB_LANES
-#undef LANES
-#undef NAME
-#undef TARGET
-#undef V
-#undef SPLAT
-#undef LOAD
-#undef STORE
-#undef ROTL
-#undef REVERSED
-#undef LOWER
-#undef HIGHER
-#undef ANY_BELOW
-#undef BIAS
+#include "_simd_end.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -91,19 +79,7 @@ typedef uint64_t glb_v4 __attribute__((vector_size(32)));
                                                                 0x08090a0b0c0d0e0f, 0x0001020304050607)))
 #include "_sip_lanes.h"
 #include GLB_LANES
-#undef LANES
-#undef NAME
-#undef TARGET
-#undef V
-#undef SPLAT
-#undef LOAD
-#undef STORE
-#undef ROTL
-#undef REVERSED
-#undef LOWER
-#undef HIGHER
-#undef ANY_BELOW
-#undef BIAS
+#include "_simd_end.h"
 
 /* ---- AVX-512 (F and BW): 8 lanes */
 
@@ -126,19 +102,7 @@ typedef uint64_t glb_v8 __attribute__((vector_size(64)));
 #define BIAS ((uint64_t)0)
 #include "_sip_lanes.h"
 #include GLB_LANES
-#undef LANES
-#undef NAME
-#undef TARGET
-#undef V
-#undef SPLAT
-#undef LOAD
-#undef STORE
-#undef ROTL
-#undef REVERSED
-#undef LOWER
-#undef HIGHER
-#undef ANY_BELOW
-#undef BIAS
+#include "_simd_end.h"
 
 #endif /* __x86_64__ */
 

@@ -15,6 +15,7 @@ from lab.errors import LabError
 from lab.program import Program, until
 from lab.reaper import PIN_ROOT
 from lab.site import BIN, Lab
+from proxy_agent.xdp import cookies_in
 
 TABLE = "web"
 DEFAULT_HOPS = "3"  # room for two unsettled changes (docs/protocol/table.md): a drain with its fill, and an addition
@@ -95,8 +96,7 @@ class Fleet:
 
     def cookies_sent(self, proxy: plan.Host) -> int:
         """How many SYN cookies the proxy's kernel has sent."""
-        names, numbers = self.lab.run(proxy.name, ["cat", "/proc/net/netstat"]).splitlines()[:2]
-        return int(numbers.split()[names.split().index("SyncookiesSent")])
+        return cookies_in(self.lab.run(proxy.name, ["cat", "/proc/net/netstat"]))
 
     def end_agent(self, proxy: plan.Host, number: signal.Signals) -> None:
         self.agents[proxy.name].stop(number)

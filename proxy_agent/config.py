@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -247,26 +247,41 @@ def _network(text: str, path: str, problems: list[Problem]) -> Network | None:
 
 
 def _vips(texts: list[str], problems: list[Problem]) -> tuple[Network, ...]:
-    networks: list[Network] = []
-    if len(texts) > MAX_VIPS:  # before the search for overlaps, which takes the square of the number
+    if len(texts) > MAX_VIPS:  # before each of them is judged
         found: Counter[int] = Counter(network.version for text in texts if (network := _network(text, "", [])))
         many = [name for version, name in FAMILIES.items() if found[version] > MAX_VIPS]
         for name in many:
             problems.append(Problem("$.vips", f"at most {MAX_VIPS} of {name}; prefixes cover more"))
         if many:
             return ()
-    for i, text in enumerate(texts):
+    read = [_network(text, f"$.vips[{i}]", problems) for i, text in enumerate(texts)]
+    networks = {i: network for i, network in enumerate(read) if network is not None}
+    overlapping = _overlapping(networks)
+    for i, network in networks.items():
         path = f"$.vips[{i}]"
-        network = _network(text, path, problems)
-        if network is None:
-            continue
         if network.is_multicast or network.is_loopback or network.is_unspecified or network.prefixlen == 0:
-            problems.append(Problem(path, f"{text} cannot be a VIP"))
-        for earlier in networks:
-            if earlier.version == network.version and earlier.overlaps(network):
-                problems.append(Problem(path, f"{text} is already covered by or covers {earlier}"))
-        networks.append(network)
-    return tuple(networks)
+            problems.append(Problem(path, f"{texts[i]} cannot be a VIP"))
+        for earlier in sorted(overlapping[i]):
+            problems.append(Problem(path, f"{texts[i]} is already covered by or covers {networks[earlier]}"))
+    return tuple(networks.values())
+
+
+def _overlapping(networks: Mapping[int, Network]) -> Mapping[int, list[int]]:
+    """By place in a list: the places before it with which it overlaps.
+
+    Two prefixes are apart, or one covers the other. In order of their addresses, the wider one first, those that cover
+    the one at hand are a stack: the work is sorting, and what there is to report.
+    """
+    found: dict[int, list[int]] = defaultdict(list)
+    covering: list[int] = []
+    order = {i: (network.version, int(network.network_address), network.prefixlen) for i, network in networks.items()}
+    for i in sorted(networks, key=order.__getitem__):
+        while covering and not networks[covering[-1]].overlaps(networks[i]):
+            covering.pop()
+        for other in covering:
+            found[max(i, other)].append(min(i, other))
+        covering.append(i)
+    return found
 
 
 def _sources(texts: list[str] | None, problems: list[Problem]) -> tuple[Network, ...] | None:

@@ -324,10 +324,15 @@ def detach(config: AgentConfig) -> bool:
 def cookies_sent() -> int:
     """SYN cookies that this network namespace has sent (SyncookiesSent); 0 where the kernel does not tell."""
     try:
-        names, numbers = (line.split() for line in NETSTAT.read_text().splitlines()[:2])
-        return int(numbers[names.index("SyncookiesSent")])
+        return cookies_in(NETSTAT.read_text())
     except (OSError, ValueError, IndexError):
         return 0
+
+
+def cookies_in(netstat: str) -> int:
+    """SyncookiesSent of the text of /proc/net/netstat; ValueError or IndexError where it has none."""
+    names, numbers = (line.split() for line in netstat.splitlines()[:2])
+    return int(numbers[names.index("SyncookiesSent")])
 
 
 def namespace_ids(names: Iterable[str]) -> dict[str, int]:

@@ -5,34 +5,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.rtnl import RTMGRP_IPV4_ROUTE, RTMGRP_LINK, RTMGRP_NEIGH
 
 from glb.director.interface import Interface
 from glb.director.links import Link, read_links
+from glb.director.notifications import Notifications
 
 log = logging.getLogger(__name__)
 
-_AF_INET = 2
+Gateway = IPv4Address | IPv6Address  # the latter: a route for IPv4 by an IPv6 neighbour (RFC 5549)
+
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _NTF_USE = 1  # makes the kernel resolve, and confirm, the neighbour as a packet to it would
 _NUD_VALID = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80  # reachable, stale, delay, probe, noarp, permanent
 _REFRESH_S = 5.0  # how often neighbours are confirmed
 _NUD_CONFIRMED = 0x02 | 0x40 | 0x80  # reachable, noarp, permanent: nothing to ask
 _RESOLVE_S = 0.5  # how long new backends are waited for, and new gateways of old ones
 _SETTLE_S = 0.01  # notifications come in bursts
+# Between two readings of the routes, each of which asks for every backend's: a BGP table that is built or renewed tells
+# of thousands of routes a second, for minutes.
+_ROUTES_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class NextHop:
     """Where the tunnel packets for one backend go."""
 
-    gateway: IPv4Address | None  # None: no route
+    gateway: Gateway | None  # None: no route
     link: Link | None  # the interface that they leave by; None: no route
     mac: bytes | None  # None: not resolved (yet)
     mtu_bytes: int
@@ -41,7 +47,7 @@ class NextHop:
 
 @dataclass(frozen=True, slots=True)
 class _Route:
-    gateway: IPv4Address | None = None
+    gateway: Gateway | None = None
     ifindex: int | None = None
     mtu_bytes: int | None = None  # its own, where it has one
     fault: str | None = None
@@ -63,7 +69,7 @@ class NextHops:
             IPv4Address, float
         ] = {}  # until when the hop before is used: its new gateway is being resolved
         self._reading = asyncio.Lock()  # one of `follow` and `set_backends` at a time
-        self._confirmed: set[tuple[int, IPv4Address]] = (
+        self._confirmed: set[tuple[int, Gateway]] = (
             set()
         )  # neighbours that answered of late, or that the operator has set
         self.known: dict[IPv4Address, NextHop] = {}
@@ -117,48 +123,36 @@ class NextHops:
                 await asyncio.sleep(1)
 
     async def _follow_once(self) -> None:
-        dirty = asyncio.Event()
-        routes_changed = True
         clock = asyncio.get_running_loop().time
+        neighbours_changed = routes_changed = True
+        routes_at = 0.0  # they are not read again before, however much there is to hear of them
         due_at = 0.0  # links are read and neighbours confirmed then, however much there is to hear of others
-        async with AsyncIPRoute() as monitor, AsyncIPRoute() as ipr:
-            await monitor.bind(groups=RTMGRP_LINK | RTMGRP_NEIGH | RTMGRP_IPV4_ROUTE)
-
-            async def listen() -> None:
-                nonlocal routes_changed
-                while True:
-                    async for message in _received(monitor):
-                        if "NEIGH" not in str(message.get("event")):
-                            routes_changed = True
-                        dirty.set()
-
-            listener = asyncio.create_task(listen())
-            try:
+        with contextlib.closing(Notifications()) as notifications:
+            async with AsyncIPRoute() as ipr:
                 while True:
                     async with self._reading:
-                        is_due = routes_changed or clock() >= due_at
-                        if routes_changed:
+                        reads_routes = routes_changed and clock() >= routes_at
+                        is_due = reads_routes or clock() >= due_at
+                        if reads_routes:
                             routes_changed = False
                             await self._read_routes(ipr)
+                            routes_at = clock() + _ROUTES_S
                         if is_due:
                             # Nobody tells of what a driver takes from XDP programs.
                             await self._read_links(ipr)
-                        await self._read_neighbours(ipr)
+                        if is_due or neighbours_changed:
+                            await self._read_neighbours(ipr)
                         if is_due:
                             await self._confirm(ipr)
                             due_at = clock() + _REFRESH_S
                     if self._moving:
                         due_at = min(due_at, clock() + _RESOLVE_S)
+                    wake_at = min(due_at, routes_at) if routes_changed else due_at
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(dirty.wait(), max(0.0, due_at - clock()))
+                        await asyncio.wait_for(notifications.wait(), max(0.0, wake_at - clock()))
                         await asyncio.sleep(_SETTLE_S)
-                        dirty.clear()
-                    if listener.done():
-                        listener.result()
-            finally:
-                listener.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await listener
+                    neighbours_changed, routes_too = notifications.take()
+                    routes_changed = routes_changed or routes_too
 
     async def _read_routes(self, ipr: AsyncIPRoute) -> None:
         self._routes = {address: await self._route(ipr, address) for address in self._backends}
@@ -171,9 +165,10 @@ class NextHops:
         except NetlinkError as error:
             return _Route(fault=f"no route to it ({error})")
         metrics = route.get_attr("RTA_METRICS")
-        gateway = route.get_attr("RTA_GATEWAY")
+        via = route.get_attr("RTA_VIA")
+        gateway = via["addr"] if via else route.get_attr("RTA_GATEWAY")
         return _Route(
-            IPv4Address(gateway) if gateway else address,
+            ip_address(gateway) if gateway else address,
             route.get_attr("RTA_OIF"),
             metrics.get_attr("RTAX_MTU") if metrics else None,
         )
@@ -187,26 +182,32 @@ class NextHops:
         """Have the kernel resolve every gateway in use, as traffic that bypasses its stack does not."""
         if self._gateway_mac is not None:
             return
-        gateways = {
+        # To "use" a permanent entry would take its permanence, and with it its MAC address, away.
+        for ifindex, gateway in self._gateways() - self._confirmed:
+            family = _FAMILIES[gateway.version]
+            with contextlib.suppress(NetlinkError):
+                await ipr.neigh("replace", dst=str(gateway), ifindex=ifindex, family=family, state=0, flags=_NTF_USE)
+
+    def _gateways(self) -> set[tuple[int, Gateway]]:
+        """The neighbours in use, by interface."""
+        return {
             (route.ifindex, route.gateway)
             for route in self._routes.values()
             if route.gateway is not None and route.ifindex is not None
         }
-        # To "use" a permanent entry would take its permanence, and with it its MAC address, away.
-        for ifindex, gateway in gateways - self._confirmed:
-            with contextlib.suppress(NetlinkError):
-                await ipr.neigh("replace", dst=str(gateway), ifindex=ifindex, family=_AF_INET, state=0, flags=_NTF_USE)
 
     async def _read_neighbours(self, ipr: AsyncIPRoute) -> None:
-        macs: dict[tuple[int, IPv4Address], bytes] = {}
-        confirmed: set[tuple[int, IPv4Address]] = set()
-        for ifindex in self._links if self._gateway_mac is None else ():
-            async for entry in await ipr.get_neighbours(family=_AF_INET, ifindex=ifindex):
+        macs: dict[tuple[int, Gateway], bytes] = {}
+        confirmed: set[tuple[int, Gateway]] = set()
+        gateways = self._gateways() if self._gateway_mac is None else set()
+        for ifindex, version in {(ifindex, gateway.version) for ifindex, gateway in gateways}:
+            async for entry in await ipr.get_neighbours(family=_FAMILIES[version], ifindex=ifindex):
                 mac, address = entry.get_attr("NDA_LLADDR"), entry.get_attr("NDA_DST")
                 if mac and address and entry["ifindex"] == ifindex and entry["state"] & _NUD_VALID:
-                    macs[ifindex, IPv4Address(address)] = bytes.fromhex(mac.replace(":", ""))
+                    neighbour = (ifindex, ip_address(address))
+                    macs[neighbour] = bytes.fromhex(mac.replace(":", ""))
                     if entry["state"] & _NUD_CONFIRMED:
-                        confirmed.add((ifindex, IPv4Address(address)))
+                        confirmed.add(neighbour)
         self._confirmed = confirmed
         for address in self._backends:
             before = self.known.get(address)
@@ -218,9 +219,7 @@ class NextHops:
                     log.warning("backend %s cannot be reached: %s", address, hop.fault)
         self._moving = {address: until for address, until in self._moving.items() if address in self._routes}
 
-    def _hop(
-        self, address: IPv4Address, before: NextHop | None, macs: Mapping[tuple[int, IPv4Address], bytes]
-    ) -> NextHop:
+    def _hop(self, address: IPv4Address, before: NextHop | None, macs: Mapping[tuple[int, Gateway], bytes]) -> NextHop:
         route = self._routes.get(address, _Route())
         link = self._links.get(route.ifindex) if route.ifindex is not None else None
         mtu = link.mtu_bytes if link else self._interface.mtu_bytes
@@ -243,11 +242,6 @@ class NextHops:
             if old is not None and old.up and time.monotonic() < until:
                 return before
         self._moving.pop(address, None)
-        return NextHop(
-            route.gateway, link, None, mtu, f"its gateway {route.gateway} does not answer ARP on {link.name}"
-        )
-
-
-async def _received(monitor: AsyncIPRoute) -> AsyncIterator[dict[str, object]]:
-    async for message in monitor.get():
-        yield message
+        how = "ARP" if route.gateway.version == 4 else "neighbour discovery"
+        fault = f"its gateway {route.gateway} does not answer {how} on {link.name}"
+        return NextHop(route.gateway, link, None, mtu, fault)

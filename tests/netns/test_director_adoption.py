@@ -21,10 +21,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
-from test_director import SO_RCVBUFFORCE, VIP, Director, numbered_load, port_of, send_udp
-from test_director import director as director  # the fixture
-from test_director import pins as pins
-from topology import eventually
 
 from glb import _bpf
 from glb.director.config import Config
@@ -33,6 +29,8 @@ from glb.director.kept import KEPT_MAPS, LAYOUT_VERSION
 from glb.table.config import parse_tables
 from glb.table.rows import RowBuilder
 from glb.wire.gue import parse_tunnel
+from tests.netns.directors import SO_RCVBUFFORCE, VIP, Director, numbered_load, port_of, send_udp
+from tests.netns.topology import eventually
 
 pytestmark = [
     pytest.mark.netns,

@@ -18,12 +18,10 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 from scapy.utils import RawPcapNgReader
-from test_director import SO_RCVBUFFORCE, VIP, VIP6, Director, Listener, numbered_load, port_of, send_udp
-from test_director import director as director  # the fixture
-from test_director import pins as pins
-from topology import eventually
 
 from glb.wire import pcapng
+from tests.netns.directors import SO_RCVBUFFORCE, VIP, VIP6, Director, Listener, numbered_load, port_of, send_udp
+from tests.netns.topology import eventually
 
 pytestmark = [pytest.mark.netns, pytest.mark.bpf]
 

@@ -13,9 +13,9 @@ import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
-from test_director import SO_RCVBUFFORCE, VIP, Director, port_of
-from test_director import director as director  # the fixture
-from topology import eventually
+
+from tests.netns.directors import SO_RCVBUFFORCE, VIP, Director, port_of
+from tests.netns.topology import eventually
 
 pytestmark = [pytest.mark.netns, pytest.mark.bpf]
 

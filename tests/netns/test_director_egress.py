@@ -12,7 +12,8 @@ import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Raw
-from test_director import (
+
+from tests.netns.directors import (
     IP_MTU,
     IP_MTU_DISCOVER,
     PACKET_AUXDATA,
@@ -27,7 +28,7 @@ from test_director import (
     port_of,
     send_udp,
 )
-from topology import Switch, eventually
+from tests.netns.topology import Switch, eventually
 
 pytestmark = [pytest.mark.netns, pytest.mark.bpf]
 

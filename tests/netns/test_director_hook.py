@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from test_director import Director
-from topology import Host, Switch
 
 from glb import _bpf
+from tests.netns.directors import Director
+from tests.netns.topology import Host, Switch
 
 pytestmark = [pytest.mark.netns, pytest.mark.bpf]
 

@@ -12,8 +12,9 @@ import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
-from test_director import VIP, Director, passing_program, port_of
-from topology import Switch, eventually
+
+from tests.netns.directors import VIP, Director, passing_program, port_of
+from tests.netns.topology import Switch, eventually
 
 pytestmark = [pytest.mark.netns, pytest.mark.bpf]
 

@@ -8,9 +8,9 @@ import sys
 import make_own
 import own
 import pytest
-from test_director import PACKET_AUXDATA, SOL_PACKET, Director, port_of
-from test_director import director as director  # the fixture
-from topology import eventually
+
+from tests.netns.directors import PACKET_AUXDATA, SOL_PACKET, Director, port_of
+from tests.netns.topology import eventually
 
 TP_STATUS_VLAN_VALID = 1 << 4
 

@@ -20,6 +20,7 @@ CHECKS = (
     "tests/unit/test_tags.py",
     "tests/unit/test_capture_tap.py",
     "tests/unit/test_agent_decide.py",
+    "tests/unit/test_agent_memory.py",
     "tests/unit/test_agent_corpus.py",
     "tests/unit/test_agent_fuzz.py",
     "tests/unit/test_agent_properties.py",
@@ -39,8 +40,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(source, target / part, ignore=products)
         else:
             shutil.copy(source, target / part)
-    # The eBPF objects are built as always.
-    shutil.copytree(ROOT / "bpf", target / "bpf", dirs_exist_ok=True)
+    # The eBPF objects are those of every build.
+    shutil.copytree(ROOT / "glb" / "bpf_objects", target / "glb" / "bpf_objects", dirs_exist_ok=True)
     environment = os.environ | {"GLB_CYTHON_DEBUG": "1"}
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--parallel", "2"]
     done = subprocess.run(command, cwd=target, env=environment, capture_output=True, text=True, timeout=300)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
+from itertools import pairwise
 from types import TracebackType
 from typing import Any
 
 import pytest
 
 from glb.director import nexthops
+from glb.director.notifications import Told
+
+BUSY_S = 0.001
 
 
-class BusyRoute:
-    """Netlink of a host whose neighbours come and go all the time, and are never ours."""
+class NoRoute:
+    """Netlink that nobody asks."""
 
-    async def __aenter__(self) -> BusyRoute:
+    async def __aenter__(self) -> NoRoute:
         return self
 
     async def __aexit__(
@@ -23,47 +27,86 @@ class BusyRoute:
     ) -> None:
         pass
 
-    async def bind(self, groups: int) -> None:
+
+class Kernel:
+    """Tells what it is given to tell, as fast as it is heard; then nothing."""
+
+    def __init__(self, told: Iterator[Told]) -> None:
+        self._told = told
+        self._next: Told | None = None
+
+    def close(self) -> None:
         pass
 
-    async def get(self) -> AsyncIterator[dict[str, object]]:
-        while True:
-            await asyncio.sleep(0.001)
-            yield {"event": "RTM_NEWNEIGH"}
+    async def wait(self) -> None:
+        await asyncio.sleep(BUSY_S)
+        self._next = next(self._told, None)
+        if self._next is None:
+            await asyncio.Event().wait()
+
+    def take(self) -> Told:
+        told, self._next = self._next or Told(False, False), None
+        return told
+
+
+class Followed:
+    """Next hops of no backend, and when what was read; `enough` readings of `what` end it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, told: Iterator[Told]) -> None:
+        monkeypatch.setattr(nexthops, "AsyncIPRoute", NoRoute)
+        monkeypatch.setattr(nexthops, "Notifications", lambda: Kernel(told))
+        monkeypatch.setattr(nexthops, "_SETTLE_S", 0.0)
+        interface: Any = None
+        self._next_hops = nexthops.NextHops(interface, None, lambda *_: None)
+        self.read: dict[str, list[float]] = {}
+        for name in ("_read_routes", "_read_links", "_read_neighbours", "_confirm"):
+            monkeypatch.setattr(self._next_hops, name, self._noting(name))
+
+    def _noting(self, name: str) -> Any:
+        times = self.read[name] = []
+
+        async def note(_: object) -> None:
+            times.append(asyncio.get_running_loop().time())
+
+        return note
+
+    def until(self, what: str, enough: int) -> None:
+        async def run() -> None:
+            follower = asyncio.create_task(self._next_hops.follow())
+            try:
+                async with asyncio.timeout(5):
+                    while len(self.read[what]) < enough:
+                        await asyncio.sleep(BUSY_S)
+            finally:
+                follower.cancel()
+
+        asyncio.run(run())
+
+
+def for_ever(told: Told) -> Iterator[Told]:
+    while True:
+        yield told
 
 
 def test_gateways_are_confirmed_however_much_there_is_to_hear_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    interface: Any = None
-    next_hops = nexthops.NextHops(interface, None, lambda *_: None)
-    monkeypatch.setattr(nexthops, "AsyncIPRoute", BusyRoute)
     monkeypatch.setattr(nexthops, "_REFRESH_S", 0.05)
+    followed = Followed(monkeypatch, for_ever(Told(neighbours=True, routes=False)))
+    followed.until("_confirm", 3)
+    assert len(followed.read["_read_links"]) == len(followed.read["_confirm"])
+    assert len(followed.read["_read_routes"]) == 1
+    assert len(followed.read["_read_neighbours"]) > 3
 
-    async def run() -> None:
-        enough, confirmed, links = asyncio.Event(), [0], [0]
 
-        async def read(_: object) -> None:
-            pass
+def test_routes_are_read_at_intervals_however_much_there_is_to_hear_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nexthops, "_ROUTES_S", 0.05)
+    followed = Followed(monkeypatch, for_ever(Told(neighbours=False, routes=True)))
+    followed.until("_read_routes", 4)
+    read = followed.read["_read_routes"]
+    assert all(later - earlier >= 0.05 for earlier, later in pairwise(read))
+    assert len(followed.read["_read_neighbours"]) == len(read)
 
-        async def read_links(_: object) -> None:
-            links[0] += 1
 
-        async def confirm(_: object) -> None:
-            confirmed[0] += 1
-            if confirmed[0] == 3:
-                enough.set()
-
-        for name, function in (
-            ("_read_routes", read),
-            ("_read_neighbours", read),
-            ("_read_links", read_links),
-            ("_confirm", confirm),
-        ):
-            monkeypatch.setattr(next_hops, name, function)
-        follower = asyncio.create_task(next_hops.follow())
-        try:
-            await asyncio.wait_for(enough.wait(), 5)
-        finally:
-            follower.cancel()
-        assert links == confirmed
-
-    asyncio.run(run())
+def test_the_last_change_of_routes_is_read_though_nothing_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told of right after a reading, when the next is not due yet."""
+    monkeypatch.setattr(nexthops, "_ROUTES_S", 0.05)
+    Followed(monkeypatch, iter([Told(neighbours=False, routes=True)])).until("_read_routes", 2)
