@@ -7,7 +7,6 @@ from glb._fastpath cimport (
     BATCH, GLB_BANK_CHUNKS, GLB_DROP_STALE_BIND, GLB_HOST, GLB_NO_TABLE, Counters, Packet, Plan, run_batch,
 )
 from glb._machine cimport glb_acquire_u64, glb_release_u64
-from glb._parse cimport ETHERNET_BYTES
 from glb._wire cimport GLB_PROTO_IPIP
 from glb._too_big cimport glb_monotonic_ns
 
@@ -92,10 +91,8 @@ cdef inline void note_received(Received* received, Packet* packet) noexcept nogi
     received.frame = packet.frame
     received.length = packet.length
     memcpy(received.link, packet.frame, min(packet.length, <uint32_t>GLB_CAPTURE_LINK_BYTES))
-    packet.source_at = 0
     packet.table = GLB_NO_TABLE
     packet.hash = 0
-    packet.link_bytes = ETHERNET_BYTES
 
 
 cdef inline bint is_in_second_bank(const Plan* plan, const Packet* packet) noexcept nogil:

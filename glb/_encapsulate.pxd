@@ -4,14 +4,13 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memmove
 
 from glb._fastpath cimport (
-    GLB_DROP_NO_BACKEND, GLB_DROP_NO_NEXT_HOP, GLB_DROP_TOO_BIG, GLB_FORWARD, GLB_MAX_BACKENDS,
-    GLB_NEXT_HOP_EGRESS_BIT, GLB_NEXT_HOP_KNOWN_BIT, GLB_NO_HOP, MAX_LIST, MTU_UNKNOWN, Counters, Packet, Plan, Table, glb_backend, glb_count,
+    GLB_DROP_NO_BACKEND, GLB_DROP_NO_NEXT_HOP, GLB_DROP_TOO_BIG, GLB_FORWARD, GLB_NEXT_HOP_EGRESS_BIT, GLB_NEXT_HOP_KNOWN_BIT,
+    GLB_NO_HOP, MAX_LIST, MTU_UNKNOWN, Counters, Packet, Plan, Table, glb_backend, glb_count,
 )
 from glb._machine cimport glb_acquire_u64, glb_prefetch, glb_prefetch_write, glb_release_u32, glb_release_u64, unlikely
 from glb._parse cimport ETHERNET_BYTES
 from glb._wire cimport (
-    GLB_ETH_P_IP, GLB_GUE_PORT, GLB_OUTER_TTL, GLB_PROTO_UDP, GLB_SOURCE_PORT_BASE, fold_checksum, load_word16, load_word32,
-    load_word64, store_be16, store_word16, store_word32, store_word64, sum_be16, swap16,
+    GLB_ETH_P_IP, GLB_GUE_PORT, GLB_OUTER_TTL, GLB_PROTO_UDP, GLB_SOURCE_PORT_BASE, load_word16, load_word32, load_word64, store_be16, store_word16, store_word32, store_word64, sum_be16, swap16,
 )
 
 
@@ -27,12 +26,6 @@ cdef inline void fetch_headers(const Packet* packet) noexcept nogil:
     """Of a frame that is soon to be parsed: its headers, and the bytes before it, where the front will be."""
     glb_prefetch_write(packet.frame)
     glb_prefetch(packet.frame + PORTS_END)
-    glb_prefetch_write(packet.frame - OVERHEAD_BYTES - 4)
-
-
-cdef inline void fetch_front(const Packet* packet) noexcept nogil:
-    """Of a frame that is soon to be encapsulated, where the front will be."""
-    glb_prefetch_write(packet.frame)
     glb_prefetch_write(packet.frame - OVERHEAD_BYTES - 4)
 
 
@@ -101,7 +94,7 @@ cdef inline uint8_t encapsulate(
     cdef uint32_t tag_bytes = packet.link_bytes - ETHERNET_BYTES
     cdef uint64_t tags = 0
     cdef uint8_t* front = packet.frame - overhead
-    cdef glb_count* counted = &counters.backends[primary.counter & (GLB_MAX_BACKENDS - 1)]
+    cdef glb_count* counted = &counters.backends[primary.counter]
     counted.packets += 1
     counted.bytes += packet.length
     if unlikely(tag_bytes):

@@ -195,7 +195,6 @@ cdef inline uint8_t parse_ipv4(const Plan* plan, Packet* packet, Flow* flow, Cur
 cdef inline uint8_t parse_ipv6(const Plan* plan, Packet* packet, Flow* flow, Cursor cursor) noexcept nogil:
     cdef size_t available = left(&cursor)
     cdef const uint8_t* header = take(&cursor, IPV6_BYTES)
-    cdef const uint8_t* extension
     if header == NULL:
         return GLB_HOST
     cdef const glb_prefix* prefix = find_ipv6(plan.generation, header + 24)

@@ -25,16 +25,6 @@ cdef extern from "glb_protocol.h" nogil:
         GLB_ETH_P_8021AD
 
 
-cdef extern from *:
-    """
-    typedef uint64_t glb_words __attribute__((vector_size(16)));
-    #define glb_words_of(first, second) ((glb_words){(first), (second)})
-    """
-    ctypedef struct glb_words:
-        pass
-    glb_words glb_words_of(uint64_t first, uint64_t second) nogil
-
-
 cdef struct Cursor:
     const uint8_t* at   # next byte to read
     const uint8_t* end  # one past the last byte of the packet
@@ -96,12 +86,6 @@ cdef inline void store_word32(uint8_t* at, uint32_t word) noexcept nogil:
 
 cdef inline void store_word64(uint8_t* at, uint64_t word) noexcept nogil:
     memcpy(at, &word, 8)
-
-
-cdef inline void store_words(uint8_t* at, uint64_t first, uint64_t second) noexcept nogil:
-    """Two words by one store: the packet path waits for its stores."""
-    cdef glb_words words = glb_words_of(first, second)
-    memcpy(at, &words, 16)
 
 
 cdef inline uint16_t swap16(uint16_t value) noexcept nogil:

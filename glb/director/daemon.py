@@ -26,7 +26,7 @@ from glb.director.links import Link
 from glb.director.metrics import exposition
 from glb.director.nexthops import NextHop, NextHops
 from glb.director.status import BackendStatus, ReloadStatus, Status, TableStatus
-from glb.director.watch import file_changes
+from glb.director.watch import Identity, file_changes, identity
 from glb.errors import ConfigError, GlbError, Problem, TableError
 from glb.store import open_store
 from glb.store.file import FileStore
@@ -88,6 +88,7 @@ class Director:
         assert self._config.interface is not None
         self.interface = await read_interface(self._config.interface)
         self._datapath = self._make_datapath()
+        seen = identity(self._store.path)  # before it is read: it may change while we start
         self._published = self._load()
         self._digests = self._published.digests()
         self._next_hops = NextHops(self.interface, self._config.outbound_gateway_mac, self._set_next_hop)
@@ -114,7 +115,7 @@ class Director:
             self._next_hops.report()  # what a driver need not take depends on the mode of XDP
             tasks = [
                 asyncio.create_task(self._next_hops.follow()),
-                asyncio.create_task(self._watch(reload)),
+                asyncio.create_task(self._watch(reload, seen)),
                 asyncio.create_task(self._reload_when(reload)),
             ]
             for task in tasks:
@@ -221,8 +222,8 @@ class Director:
             asked.clear()
             await self.reload()
 
-    async def _watch(self, changed: asyncio.Event) -> None:
-        async for _ in file_changes(self._store.path):
+    async def _watch(self, changed: asyncio.Event, seen: Identity | None) -> None:
+        async for _ in file_changes(self._store.path, seen):
             changed.set()
 
     def _set_next_hop(self, address: IPv4Address, hop: NextHop) -> None:

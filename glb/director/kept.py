@@ -20,7 +20,8 @@ LAYOUT_VERSION = 1  # GLB_LAYOUT_VERSION of bpf/glb_layout.h: of what is kept
 KEPT_MAPS = ("glb_sockets", "glb_counters", "glb_backend_counts")
 
 _LEDGER = "glb_ledger"
-# 32768 entries take 1.3 MB at most, and the names of 256 tables 66 KB in each of the generations that it may know.
+# 32768 entries take 1.3 MB at most, their slots once more 0.1 MB, and the names of 256 tables 66 KB in each of the
+# generations that it may know.
 _LEDGER_BYTES = 1 << 21
 _FIRST = bytes(4)
 

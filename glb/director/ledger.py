@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 import msgspec
 
 N_SLOTS = 32768  # GLB_COUNT_SLOTS of bpf/glb_layout.h
+_GONE = 1024  # entries beside two for each backend: more are not kept, as each is shown, and read for that
 
 Name = tuple[str, str]  # of a table, address of its backend
 Count = tuple[int, int]  # packets, bytes
@@ -36,8 +37,10 @@ class Ledger(msgspec.Struct, frozen=True, array_like=True):
         """With a slot for each backend wanted (16384 at most).
 
         `in_force`: slots that a program may count into meanwhile. `counted`: what the first `n_used` slots counted.
-        A backend that is gone keeps its slot while its table stays and there is room; its table's sum never shrinks.
+        A backend that is gone keeps its slot while its table stays and not too many are gone; its table's sum never
+        shrinks.
         """
+        in_force = frozenset(in_force)
         names = dict.fromkeys(wanted)
         tables = {table for table, _ in names}
         entries = {
@@ -54,7 +57,7 @@ class Ledger(msgspec.Struct, frozen=True, array_like=True):
             return [name for name, entry in entries.items() if name not in names and entry.slot not in in_force]
 
         forget([name for name in unused() if name[0] not in tables])
-        if len(entries) + len(new) > N_SLOTS:
+        if len(entries) + len(new) > min(N_SLOTS, 2 * len(names) + _GONE):
             forget(unused())
         if len(entries) + len(new) > N_SLOTS:
             # Three generations or more, one of them in force, and nearly all of their backends differ: some of its last

@@ -269,6 +269,20 @@ def test_get_never_changes_anything_and_posting_is_refused(director: Director) -
     assert "00" * 16 not in director.get("/status"), "keys are never shown"
 
 
+def test_a_table_that_is_replaced_while_the_director_starts_is_not_missed(director: Director) -> None:
+    late = director.folder / "late.json"
+    director.write_table("proxy2")
+    director.table.rename(late)
+    director.write_table("proxy1")
+    between = (  # between reading the table and watching it
+        "from pathlib import Path; from glb.director.datapath import Datapath; start = Datapath.start\n"
+        f"def slow(*args): Path({str(late)!r}).rename({str(director.table)!r}); start(*args)\n"
+        "Datapath.start = slow; from glb.director.cli import main; main()"
+    )
+    director.start("-c", between)
+    eventually(lambda: director.status()["tables"][0]["backends"][0]["address"] == director.net["proxy2"].ipv4)
+
+
 def test_status_names_the_version_of_the_store_that_is_forwarded_by(director: Director) -> None:
     director.start()
     director.write_table("proxy1", "proxy2")

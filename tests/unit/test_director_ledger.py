@@ -64,7 +64,7 @@ backends = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("123456"))
 @given(st.lists(st.tuples(backends, st.booleans()), max_size=20))
 def test_every_packet_is_counted_once_over_reloads_and_kills(steps: list[tuple[list[Name], bool]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ledgers, "N_SLOTS", 24)  # so that they run out: three generations of at most eight
+        patch.setattr(ledgers, "N_SLOTS", 16)  # so that they run out: two generations of at most eight
         kernel = Kernel()
         for names, is_killed in steps:
             if is_killed:  # in the middle of its publication
@@ -103,6 +103,27 @@ def test_slots_of_what_may_be_in_force_are_nobody_elses(monkeypatch: pytest.Monk
     assert refused["web", "3"] not in kernel.in_force.values()
     other = kernel.assign([("mail", "1")])
     assert not {*other.values()} & {*kernel.in_force.values(), *refused.values()}
+
+
+def test_where_every_slot_may_be_in_force_the_wanted_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledgers, "N_SLOTS", 4)
+    kernel = Kernel()
+    kernel.publish([("web", "1"), ("web", "2")])
+    kernel.forward()
+    kernel.assign([("web", "3"), ("web", "4")])  # killed in the middle of it: who knows which two are in force
+    kernel.publish([("web", "5"), ("web", "6")])
+    kernel.forward()
+    kernel.check()
+
+
+def test_only_so_many_backends_that_are_gone_are_kept() -> None:
+    kernel = Kernel()
+    for n in range(3000):
+        kernel.publish([("web", str(n)), ("web", str(n + 1))])
+        kernel.settle()
+        kernel.forward()
+    kernel.check()
+    assert len(kernel.ledger.backends(kernel.counted)) < 1100
 
 
 def test_a_table_that_is_gone_is_forgotten_but_for_the_sum() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import corpus
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP
 from scapy.layers.inet6 import ICMPv6PacketTooBig, IPv6
@@ -9,6 +10,7 @@ from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 from scene import CLIENT, CLIENT6, VIP, VIP6, ethernet, forwarding
 
+from fuzz.mutations import mutated
 from glb._fastpath import Forwarding
 
 TAGS = {
@@ -85,3 +87,21 @@ def test_the_length_of_a_tagged_frame_is_that_behind_its_tags() -> None:
     assert [sent_by(plan, frame[:n])[0] for n in range(len(frame) - 1, 42, -1)] == ["truncated"] * (len(frame) - 43)
     assert [sent_by(plan, frame[:n])[0] for n in range(42)] == ["host"] * 42
     assert sent_by(plan, frame + bytes(9))[0] == "forward"
+
+
+@pytest.mark.parametrize("env", ["plain", "two-fields", "alt"])
+def test_a_tag_changes_nothing_else(env: str) -> None:
+    """Most packets go a short way through parsing that no tagged one goes: both ways must agree on everything."""
+    plan = corpus.forwarding(env, mtu_bytes=1500)
+    frames = [bytes.fromhex(record["frame"]) for record in corpus.packets()]
+    frames += mutated(frames, seed=1, n=20_000)
+    frames = [frame for frame in frames if len(frame) >= 14 and frame[12:14] not in (b"\x81\x00", b"\x88\xa8")]
+    tag = bytes(Dot1Q(vlan=100))[:2]
+    tagged_frames = [frame[:12] + b"\x81\x00" + tag + frame[12:] for frame in frames]
+    plain, with_tag = (plan.encapsulate(some, plan.new_counters()) for some in (frames, tagged_frames))
+    assert {verdict for verdict, _ in plain} >= {"forward", "host", "malformed", "truncated"}
+    for frame, (verdict, sent), (other_verdict, other_sent) in zip(frames, plain, with_tag, strict=True):
+        assert (other_verdict, other_sent) == (
+            verdict,
+            sent[:12] + b"\x81\x00" + tag + sent[12:] if sent is not None else None,
+        ), frame.hex()
