@@ -30,8 +30,10 @@ _NUD_CONFIRMED = 0x02 | 0x40 | 0x80  # reachable, noarp, permanent: nothing to a
 _RESOLVE_S = 0.5  # how long new backends are waited for, and new gateways of old ones
 _SETTLE_S = 0.01  # notifications come in bursts
 # Between two readings of the routes, each of which asks for every backend's: a BGP table that is built or renewed tells
-# of thousands of routes a second, for minutes.
+# of thousands of routes a second, for minutes. A backend's takes some 0.3 ms, so thousands of them take longer to read
+# than that; a reload with new ones waits for a reading, and there is other work.
 _ROUTES_S = 0.2
+_ROUTES_PAUSE = 3  # times what the last reading took, where that is more
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +133,12 @@ class NextHops:
             async with AsyncIPRoute() as ipr:
                 while True:
                     async with self._reading:
-                        reads_routes = routes_changed and clock() >= routes_at
-                        is_due = reads_routes or clock() >= due_at
+                        begun_at = clock()
+                        reads_routes = routes_changed and begun_at >= routes_at
+                        is_due = reads_routes or begun_at >= due_at
                         if reads_routes:
                             routes_changed = False
                             await self._read_routes(ipr)
-                            routes_at = clock() + _ROUTES_S
                         if is_due:
                             # Nobody tells of what a driver takes from XDP programs.
                             await self._read_links(ipr)
@@ -145,6 +147,8 @@ class NextHops:
                         if is_due:
                             await self._confirm(ipr)
                             due_at = clock() + _REFRESH_S
+                    if reads_routes:  # and with them the rest, which takes its time as well
+                        routes_at = clock() + max(_ROUTES_S, _ROUTES_PAUSE * (clock() - begun_at))
                     if self._moving:
                         due_at = min(due_at, clock() + _RESOLVE_S)
                     wake_at = min(due_at, routes_at) if routes_changed else due_at

@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def swept() -> None:
-    """Namespaces of test processes that were killed are gone."""
+    """Namespaces and BPF file systems of test processes that were killed are gone."""
     if os.geteuid() == 0:
         topology.sweep()
 
@@ -70,10 +70,8 @@ def interruptible() -> None:
 @pytest.fixture(scope="session")
 def bpffs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A BPF file system of the tests' own. (`ip netns exec` hides the machine's from what it runs.)"""
-    folder = tmp_path_factory.mktemp("bpf")
-    subprocess.run(["mount", "-t", "bpf", "bpf", str(folder)], check=True)
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with topology.bpf_file_system(tmp_path_factory.mktemp("bpf")) as folder:
+        yield folder
 
 
 @pytest.fixture(params=["cython", "xdp"])
@@ -94,9 +92,8 @@ def pins(tmp_path: Path) -> Iterator[Path]:
     """A BPF file system of the test's own."""
     folder = tmp_path / "bpf"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "bpf", "bpf", str(folder)], check=True)
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with topology.bpf_file_system(folder):
+        yield folder
 
 
 @pytest.fixture

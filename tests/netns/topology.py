@@ -6,7 +6,8 @@
             connection = socket.create_connection(...)   # this thread's sockets are the client's
 
 Every host has one interface, `eth0`, with 10.99.0.<n>/24 and fd99::<n>/64, n counting from 1 in the order given. Names
-are unique to the test process: glbt-<process>-<serial>-<host>. `sweep` removes what processes that no longer live left.
+are unique to the test process: glbt-<process>-<serial>-<host>. BPF file systems are mounted as glbt-<process>. `sweep`
+removes what processes that no longer live left.
 """
 
 from __future__ import annotations
@@ -139,15 +140,31 @@ class Switch:
             _delete_namespace(host.namespace)
 
 
-def sweep() -> list[str]:
-    """Remove the namespaces of test processes that no longer live; their names."""
-    swept = []
+@contextmanager
+def bpf_file_system(folder: Path) -> Iterator[Path]:
+    """One of the test process's own, there while the block lasts."""
+    subprocess.run(["mount", "-t", "bpf", f"{PREFIX}-{os.getpid()}", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def sweep() -> None:
+    """Remove the namespaces and BPF file systems of test processes that no longer live."""
     for path in NETNS_DIR.glob(f"{PREFIX}-*") if NETNS_DIR.is_dir() else ():
-        owner = re.match(rf"{PREFIX}-(\d+)-", path.name)
-        if owner and not Path(f"/proc/{owner[1]}").exists():
+        if _is_left(path.name):
             _delete_namespace(path.name)
-            swept.append(path.name)
-    return swept
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        source, folder, *_ = line.split()
+        if _is_left(source):
+            # Lazily: what was killed with its namespace may not have ended yet. Another test process may be the first.
+            subprocess.run(["umount", "--lazy", folder], capture_output=True)
+
+
+def _is_left(name: str) -> bool:
+    owner = re.match(rf"{PREFIX}-(\d+)(-|$)", name)
+    return owner is not None and not Path(f"/proc/{owner[1]}").exists()
 
 
 def eventually(question: Callable[[], T], *, within_s: float = 10.0) -> T:
