@@ -95,7 +95,7 @@ cdef inline void put_fields(glb_flows* flows, uint32_t at, const Flow* flow, uin
         store_word16(message + length, flow.ports >> 16)
         length += 2
     words[length // 8] |= <uint64_t>length << 56
-    for i in range(length // 8 + 1):
+    for i in range(flows.n_words):
         flows.words[i][at] = words[i]
 
 

@@ -9,9 +9,8 @@ class BackendStatus(msgspec.Struct, frozen=True):
     address: str
     state: str
     healthy: bool | None
-    packets: (
-        int  # tunnel packets with it as first hop: the kernel's since its maps were made, the workers' since the start
-    )
+    # Tunnel packets with it as first hop: the kernel's since its maps were made, the workers' since the start.
+    packets: int
     interface: str | None  # that they leave by
     fault: str | None  # why it cannot be reached from here
 

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from scapy.layers.l2 import Ether
 import glb
 from glb import _bpf
 from glb.wire.gue import TunnelPacket, parse_tunnel
-from tests.netns.topology import Host, Switch, eventually
+from tests.netns.topology import Host, Switch, eventually, repeating
 
 SO_RCVBUFFORCE = 33
 SOL_PACKET, PACKET_AUXDATA = 263, 8
@@ -159,20 +158,9 @@ def send_udp(host: Host, address: str, port: int, payload: bytes = b"x" * 20) ->
 
 
 @contextmanager
-def numbered_load(client: Host) -> Iterator[list[int]]:
-    """Datagrams to the VIP while the block lasts, each with its number as payload; how many were sent so far."""
-    sent, stop = [0], threading.Event()
-
-    def load() -> None:
-        with client.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-            while not stop.wait(0.0005):
-                sender.sendto(sent[0].to_bytes(4, "big"), (VIP, 80))
-                sent[0] += 1
-
-    thread = threading.Thread(target=load)
-    thread.start()
-    try:
+def numbered_load(client: Host, address: str = VIP, port: int = 80) -> Iterator[list[int]]:
+    """Datagrams while the block lasts, each with its number as payload; how many were sent so far."""
+    with client.inside():
+        sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with sender, repeating(lambda n: sender.sendto(n.to_bytes(4, "big"), (address, port)), 0.0005) as sent:
         yield sent
-    finally:
-        stop.set()
-        thread.join()

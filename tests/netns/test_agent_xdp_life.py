@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from ipaddress import ip_address, ip_network
@@ -21,6 +20,7 @@ from proxy_agent import xdp
 from proxy_agent.config import MAX_VIPS
 from proxy_agent.engine import Guard
 from tests.netns.agents import VIP4, VIP6, Agent, Client, Director, NamedServer, fleet
+from tests.netns.directors import numbered_load
 from tests.netns.test_agent_life import (
     ARP_SYSCTLS,
     ENGINE_SYSCTLS,
@@ -249,24 +249,11 @@ def test_no_packet_is_lost_while_the_agent_is_killed_and_restarted_under_traffic
         receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 26)
         receiver.bind((VIP4, 81))
         receiver.settimeout(5)
-    sent, stop = [0], threading.Event()
-
-    def load() -> None:
-        with net["client"].inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-            while not stop.wait(0.0005):
-                sender.sendto(sent[0].to_bytes(4, "big"), (VIP4, 81))
-                sent[0] += 1
-
-    thread = threading.Thread(target=load)
-    thread.start()
-    try:
+    with numbered_load(net["client"], VIP4, 81) as sent:
         for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
             end(agent, number)
             agent.start()
             agent.reload(vips=[VIP4, VIP6, "203.0.113.7"])
-    finally:
-        stop.set()
-        thread.join()
     try:
         assert sent[0] > 500
         arrived = {receiver.recv(100) for _ in range(sent[0])}

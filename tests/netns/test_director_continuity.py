@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
 from tests.netns.directors import SO_RCVBUFFORCE, VIP, Director, port_of
-from tests.netns.topology import eventually
+from tests.netns.topology import eventually, repeating
 
 pytestmark = [pytest.mark.netns, pytest.mark.bpf]
 
@@ -25,24 +24,13 @@ NUMBER = slice(32, 36)  # of the inner packet: IPv4 with 4 bytes of options, UDP
 @contextmanager
 def uncommon_load(director: Director) -> Iterator[list[int]]:
     """Numbered packets with IPv4 options, which no program in the kernel encapsulates; how many were sent so far."""
-    net, sent, stop = director.net, [0], threading.Event()
+    net = director.net
     frame = Ether(src=net["client"].mac, dst=net["director"].mac)
     frame /= IP(src=net["client"].ipv4, dst=VIP, options=b"\x01\x01\x01\x01") / UDP(dport=80, chksum=0)
     head = bytes(frame / Raw(bytes(4)))[:-4]
 
-    def load() -> None:
-        while not stop.wait(0.001):
-            port.send(head + sent[0].to_bytes(4, "big"))
-            sent[0] += 1
-
-    with port_of(net, "director") as port:
-        thread = threading.Thread(target=load)
-        thread.start()
-        try:
-            yield sent
-        finally:
-            stop.set()
-            thread.join()
+    with port_of(net, "director") as port, repeating(lambda n: port.send(head + n.to_bytes(4, "big")), 0.001) as sent:
+        yield sent
 
 
 def test_workers_take_packets_again_as_soon_as_the_director_is_back(director: Director, bpffs: Path) -> None:

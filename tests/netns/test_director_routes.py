@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,7 +12,7 @@ import pytest
 from tests.netns.directors import VIP, numbered_load, send_udp
 from tests.netns.test_director_egress import PROXY, TwoNetworks
 from tests.netns.test_director_egress import director as director  # the fixture
-from tests.netns.topology import Host, eventually
+from tests.netns.topology import Host, eventually, repeating
 
 pytestmark = [pytest.mark.netns, pytest.mark.bpf]
 N_ROUTES = 20_000
@@ -66,22 +65,14 @@ def test_an_ipv6_gateway_that_does_not_answer_is_a_fault_that_names_it(director:
 def changing_routes(host: Host) -> Iterator[list[int]]:
     """Thousands of routes that lead to no backend are added and removed while the block lasts; how often all were."""
     routes = [f"10.{128 + n // 256}.{n % 256}.0/24 dev eth0" for n in range(N_ROUTES)]
-    rounds, over = [0], threading.Event()
 
-    def change() -> None:
-        while not over.is_set():
-            for verb in ("add", "del"):
-                lines = "".join(f"route {verb} {route}\n" for route in routes)
-                subprocess.run(["ip", "-n", host.namespace, "-batch", "-"], input=lines, text=True, check=True)
-            rounds[0] += 1
+    def change(_: int) -> None:
+        for verb in ("add", "del"):
+            lines = "".join(f"route {verb} {route}\n" for route in routes)
+            subprocess.run(["ip", "-n", host.namespace, "-batch", "-"], input=lines, text=True, check=True)
 
-    thread = threading.Thread(target=change)
-    thread.start()
-    try:
+    with repeating(change) as rounds:
         yield rounds
-    finally:
-        over.set()
-        thread.join()
 
 
 @pytest.mark.parametrize("director", ["xdp"], indirect=True)

@@ -17,6 +17,7 @@ import itertools
 import os
 import re
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -165,6 +166,25 @@ def sweep() -> None:
 def _is_left(name: str) -> bool:
     owner = re.match(rf"{PREFIX}-(\d+)(-|$)", name)
     return owner is not None and not Path(f"/proc/{owner[1]}").exists()
+
+
+@contextmanager
+def repeating(step: Callable[[int], object], every_s: float = 0.0) -> Iterator[list[int]]:
+    """Calls step(0), step(1) and so on in a thread while the block lasts; how many have returned so far."""
+    done, over = [0], threading.Event()
+
+    def run() -> None:
+        while not over.wait(every_s):
+            step(done[0])
+            done[0] += 1
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield done
+    finally:
+        over.set()
+        thread.join()
 
 
 def eventually(question: Callable[[], T], *, within_s: float = 10.0) -> T:
